@@ -2,7 +2,10 @@
 
 /** Base of all errors that actlens raises on purpose: the command line prints only their message. */
 export class ActlensError extends Error {
-  override name = new.target.name
+  constructor(message: string, options?: ErrorOptions) {
+    super(message, options)
+    this.name = new.target.name
+  }
 }
 
 /** Wrong usage: an unknown option, site, op or key, or arguments that contradict each other (exit code 2). */
