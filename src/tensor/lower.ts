@@ -1,0 +1,246 @@
+/** @file From traced nodes to the bytes of an ONNX model. */
+import { create, type MessageInitShape, toBinary } from '@bufbuild/protobuf'
+import { RuntimeFailure, ShapeError } from '../base/errors.ts'
+import type { DType, TypedArray } from '../base/types.ts'
+import { weightKey } from './graph.ts'
+import {
+  type AttributeProtoSchema,
+  AttributeProto_AttributeType as AttributeType,
+  ModelProtoSchema,
+  type NodeProtoSchema,
+  TensorProto_DataLocation,
+  type TensorProtoSchema,
+  type ValueInfoProtoSchema,
+} from './onnx/gen/onnx_pb.ts'
+import { onnxType } from './ops/elementwise.ts'
+import type { WeightRef } from './ops/leaf.ts'
+import type { Dim, Emitter, Node, Shape, Tensor } from './tensor.ts'
+
+type Init<T extends Parameters<typeof create>[0]> = MessageInitShape<T>
+
+/** Opsets that the emitted models import. */
+const opsets = [
+  { domain: '', version: 21n },
+  { domain: 'com.microsoft', version: 1n },
+]
+
+/** A model ready for the runtime. */
+export interface LoweredModel {
+  readonly bytes: Uint8Array
+  /** Graph inputs: ONNX name → tensor. */
+  readonly inputs: ReadonlyMap<string, Tensor>
+  /** Graph outputs: ONNX name for each requested tensor. */
+  readonly outputs: ReadonlyMap<Tensor, string>
+  /** Weights held in memory, by the name of their external data. */
+  readonly memory: ReadonlyMap<string, Uint8Array>
+  /** Bytes of all weights that the model refers to. */
+  readonly weightBytes: number
+}
+
+/**
+ * Lowers nodes to one ONNX model.
+ * @param nodes in topological order; everything else that they use becomes a graph input.
+ * @param fetched tensors that become graph outputs.
+ */
+export function lower(nodes: readonly Node[], fetched: readonly Tensor[]): LoweredModel {
+  const lowering = new Lowering()
+  for (const node of nodes) lowering.node(node)
+  return lowering.finish(fetched)
+}
+
+class Lowering implements Emitter {
+  private readonly names = new Map<Tensor, string>()
+  private readonly protoNodes: Init<typeof NodeProtoSchema>[] = []
+  private readonly initializers: Init<typeof TensorProtoSchema>[] = []
+  private readonly constants = new Map<string, string>()
+  private readonly weights = new Map<string, string>()
+  private readonly inputs = new Map<string, Tensor>()
+  private readonly memory = new Map<string, Uint8Array>()
+  private readonly sizeNames = new Map<string, string>()
+  private weightBytes = 0
+  private counter = 0
+
+  node(node: Node): void {
+    const { op, attrs } = node
+    const out = node.outputs[0] as Tensor
+    if (op.name === 'input') this.graphInput(out, attrs.name as string)
+    else if (op.name === 'constant') this.names.set(out, this.constant(out.dtype, attrs.shape as number[], attrs.data as TypedArray))
+    else if (op.name === 'weight') this.names.set(out, this.weight(attrs.ref as WeightRef))
+    else if (op.lower) {
+      const inputs = node.inputs.map((x) => (x ? this.nameOf(x) : ''))
+      const outputs = op.lower(this, inputs, node)
+      for (const [i, t] of node.outputs.entries()) this.names.set(t, outputs[i] as string)
+    } else if (op.expand) {
+      // A composite without a fused form: the program expands these before lowering.
+      throw new RuntimeFailure(`The composite op '${op.name}' reached lowering unexpanded.`)
+    } else throw new RuntimeFailure(`The op '${op.name}' has no lowering to ONNX.`)
+  }
+
+  nameOf(t: Tensor): string {
+    return this.names.get(t) ?? this.graphInput(t, `x${this.inputs.size}`)
+  }
+
+  private graphInput(t: Tensor, name: string): string {
+    this.names.set(t, name)
+    this.inputs.set(name, t)
+    return name
+  }
+
+  emit(
+    opType: string,
+    inputs: readonly string[],
+    attrs: Record<string, unknown> = {},
+    options: { outputs?: number; domain?: string } = {},
+  ): string[] {
+    const output = Array.from({ length: options.outputs ?? 1 }, () => `t${this.counter++}`)
+    const trimmed = [...inputs]
+    while (trimmed.at(-1) === '') trimmed.pop()
+    this.protoNodes.push({
+      opType,
+      input: trimmed,
+      output,
+      domain: options.domain ?? '',
+      attribute: Object.entries(attrs).map(([name, value]) => attribute(name, value)),
+    })
+    return output
+  }
+
+  constant(dtype: DType, shape: readonly number[], data: TypedArray | readonly number[]): string {
+    const raw = rawBytes(dtype, data)
+    const key = `${dtype}[${shape}]${raw.byteLength <= 256 ? raw.join() : ''}`
+    if (raw.byteLength <= 256) {
+      const known = this.constants.get(key)
+      if (known) return known
+    }
+    const name = `c${this.initializers.length}`
+    this.initializers.push({ name, dims: shape.map(BigInt), dataType: onnxType[dtype], rawData: raw })
+    if (raw.byteLength <= 256) this.constants.set(key, name)
+    return name
+  }
+
+  private weight(ref: WeightRef): string {
+    const key = `${weightKey(ref)}[${ref.shape}]`
+    const known = this.weights.get(key)
+    if (known) return known
+    const name = `w${this.initializers.length}`
+    const place = ref.place
+    const entry = (k: string, value: string | number) => ({ key: k, value: String(value) })
+    let externalData: { key: string; value: string }[]
+    if ('path' in place) {
+      externalData = [entry('location', withoutRoot(place.path)), entry('offset', place.offset), entry('length', place.bytes)]
+      this.weightBytes += place.bytes
+    } else {
+      externalData = [entry('location', place.key), entry('offset', 0), entry('length', place.data.byteLength)]
+      this.memory.set(place.key, place.data)
+      this.weightBytes += place.data.byteLength
+    }
+    this.initializers.push({
+      name,
+      dims: ref.shape.map(BigInt),
+      dataType: onnxType[ref.dtype],
+      dataLocation: TensorProto_DataLocation.EXTERNAL,
+      externalData,
+    })
+    this.weights.set(key, name)
+    return name
+  }
+
+  sizes(shape: Shape, from: readonly Tensor[]): string {
+    if (shape.every((d) => typeof d === 'number')) return this.constant('int64', [shape.length], shape as number[])
+    const parts = shape.map((d) => (typeof d === 'number' ? this.constant('int64', [1], [d]) : this.symbol(d, from)))
+    return parts.length === 1 ? (parts[0] as string) : (this.emit('Concat', parts, { axis: 0 })[0] as string)
+  }
+
+  private symbol(d: Dim, from: readonly Tensor[]): string {
+    for (const t of from) {
+      const axis = t.shape.indexOf(d)
+      if (axis < 0) continue
+      const key = `${this.nameOf(t)}.${axis}`
+      let name = this.sizeNames.get(key)
+      if (!name) {
+        name = this.emit('Shape', [this.nameOf(t)], { start: axis, end: axis + 1 })[0] as string
+        this.sizeNames.set(key, name)
+      }
+      return name
+    }
+    if (typeof d === 'string' && d.includes('*'))
+      return d
+        .split('*')
+        .map((part) => (Number.isNaN(Number(part)) ? this.symbol(part, from) : this.constant('int64', [1], [Number(part)])))
+        .reduce((a, b) => this.emit('Mul', [a, b])[0] as string)
+    throw new ShapeError(`The length of axis '${d}' cannot be read from the tensors at hand.`)
+  }
+
+  finish(fetched: readonly Tensor[]): LoweredModel {
+    const outputs = new Map<Tensor, string>()
+    const produced = new Set(this.protoNodes.flatMap((n) => n.output ?? []))
+    const info: Init<typeof ValueInfoProtoSchema>[] = []
+    const declared = new Set<string>()
+    for (const t of fetched) {
+      let name = this.nameOf(t)
+      // A graph input or an initializer cannot be an output under its own name.
+      if (!produced.has(name)) name = this.emit('Identity', [name])[0] as string
+      outputs.set(t, name)
+      if (!declared.has(name)) info.push(valueInfo(name, t.dtype, t.shape))
+      declared.add(name)
+    }
+    const model = create(ModelProtoSchema, {
+      irVersion: 10n,
+      producerName: 'actlens',
+      opsetImport: opsets,
+      graph: {
+        name: 'graph',
+        node: this.protoNodes,
+        initializer: this.initializers,
+        input: [...this.inputs].map(([name, t]) => valueInfo(name, t.dtype, t.shape)),
+        output: info,
+      },
+    })
+    return { bytes: toBinary(ModelProtoSchema, model), inputs: this.inputs, outputs, memory: this.memory, weightBytes: this.weightBytes }
+  }
+}
+
+/** A path as seen from the root of the file system, which is the folder the runtime resolves external data against. */
+function withoutRoot(path: string): string {
+  return path.replace(/^([A-Za-z]:)?[\\/]+/, '')
+}
+
+function valueInfo(name: string, dtype: DType, shape: Shape): Init<typeof ValueInfoProtoSchema> {
+  const dim = shape.map((d) =>
+    typeof d === 'number' ? { value: { case: 'dimValue' as const, value: BigInt(d) } } : { value: { case: 'dimParam' as const, value: d } },
+  )
+  return { name, type: { value: { case: 'tensorType', value: { elemType: onnxType[dtype], shape: { dim } } } } }
+}
+
+/** Attribute values: integer → INT, `{f}` → FLOAT, string → STRING, integers → INTS, `{fs}` → FLOATS. */
+function attribute(name: string, value: unknown): Init<typeof AttributeProtoSchema> {
+  if (typeof value === 'number') return { name, type: AttributeType.INT, i: BigInt(value) }
+  if (typeof value === 'string') return { name, type: AttributeType.STRING, s: new TextEncoder().encode(value) }
+  if (Array.isArray(value)) return { name, type: AttributeType.INTS, ints: value.map((v) => BigInt(v as number)) }
+  if (value && typeof value === 'object' && 'f' in value) return { name, type: AttributeType.FLOAT, f: value.f as number }
+  if (value && typeof value === 'object' && 'fs' in value) return { name, type: AttributeType.FLOATS, floats: value.fs as number[] }
+  throw new RuntimeFailure(`The attribute '${name}' has a value that ONNX cannot hold.`)
+}
+
+const arrays: Readonly<Partial<Record<DType, (data: readonly number[]) => TypedArray>>> = {
+  float32: (d) => Float32Array.from(d),
+  float64: (d) => Float64Array.from(d),
+  int64: (d) => BigInt64Array.from(d.map((v) => (v >= Number.MAX_SAFE_INTEGER ? 9223372036854775807n : BigInt(v)))),
+  int32: (d) => Int32Array.from(d),
+  int16: (d) => Int16Array.from(d),
+  int8: (d) => Int8Array.from(d),
+  uint8: (d) => Uint8Array.from(d),
+  uint16: (d) => Uint16Array.from(d),
+  uint32: (d) => Uint32Array.from(d),
+  bool: (d) => Uint8Array.from(d.map((v) => (v ? 1 : 0))),
+}
+
+function rawBytes(dtype: DType, data: TypedArray | readonly number[]): Uint8Array {
+  let typed = data as TypedArray
+  if (!ArrayBuffer.isView(data)) {
+    const make = arrays[dtype]
+    if (!make) throw new ShapeError(`A constant of type ${dtype} must be given as a typed array.`)
+    typed = make(data)
+  }
+  return new Uint8Array(typed.buffer, typed.byteOffset, typed.byteLength)
+}

@@ -1,0 +1,175 @@
+/** @file Causal attention with rotary positions and a key-value cache: one fused node that expands when somebody looks inside. */
+import { ShapeError } from '../../base/errors.ts'
+import { need } from '../shape.ts'
+import { type Attrs, apply, type Dim, defineOp, type Expansion, scalar, type Tensor, type TensorType } from '../tensor.ts'
+import { add, and, lessEqual, mul, not, sub, tanh, where } from './elementwise.ts'
+import { gather, scatterElements } from './indexing.ts'
+import { concat, expand, iota, reshape, slice, sliceTo, transpose, unsqueeze } from './layout.ts'
+import { matmul } from './linear.ts'
+import { softmax } from './reduce.ts'
+
+/** What an attention node is given; `[batch, pos, …]` throughout. */
+export interface AttentionInputs {
+  /** [batch, pos, head·d_head], before rotation. */
+  readonly q: Tensor
+  /** [batch, pos, kv_head·d_head], before rotation. */
+  readonly k: Tensor
+  /** [batch, pos, kv_head·d_head]. */
+  readonly v: Tensor
+  /** Index of the last valid slot of each row after this step, int32 [batch]. */
+  readonly lastSlot: Tensor
+  /** Longest row after this step, int32 scalar. */
+  readonly total: Tensor
+  /** Slot of each position, int64 [batch, pos]: past length + 0, 1, 2 … */
+  readonly slots: Tensor
+  /** Rotary tables [max_pos, rotary/2], when the family rotates. */
+  readonly rotary?: { readonly cos: Tensor; readonly sin: Tensor; readonly positions: Tensor }
+  /** Cached keys and values [batch, kv_head, capacity, d_head], written in place. */
+  readonly past?: { readonly keys: Tensor; readonly values: Tensor }
+  /** Added to the scores, [batch or 1, head or 1, pos, total]. */
+  readonly bias?: Tensor
+}
+
+/** Settings of an attention node. */
+export interface AttentionAttrs {
+  readonly heads: number
+  readonly kvHeads: number
+  readonly headDim: number
+  /** Factor on q·k. */
+  readonly scale: number
+  /** Rotary pairs: neighbours (x0, x1) or halves (x0, x_{n/2}). */
+  readonly interleaved: boolean
+  /** Scores become c·tanh(score/c). */
+  readonly softcap?: number
+  /** Only the last `window` keys are seen. */
+  readonly window?: number
+  /** Positions are read from `rotary.positions` instead of being the slots. */
+  readonly explicitPositions: boolean
+}
+
+const names = ['q', 'k', 'v', 'last_slot', 'total', 'slots', 'cos', 'sin', 'positions', 'past_keys', 'past_values', 'bias'] as const
+type InputName = (typeof names)[number]
+
+function byName(inputs: readonly (Tensor | undefined)[]): Readonly<Partial<Record<InputName, Tensor>>> {
+  return Object.fromEntries(names.map((n, i) => [n, inputs[i]]).filter(([, t]) => t))
+}
+
+defineOp({
+  name: 'attention',
+  doc: 'Causal attention over grouped heads, with rotary positions, window, soft-cap and a cache; outputs z, keys, values.',
+  infer: (inputs, attrs) => {
+    const a = attrs as unknown as AttentionAttrs
+    const [q, k] = [need('attention', inputs, 0), need('attention', inputs, 1)]
+    if (q.shape.at(-1) !== a.heads * a.headDim || k.shape.at(-1) !== a.kvHeads * a.headDim)
+      throw new ShapeError(
+        `'attention' with ${a.heads}/${a.kvHeads} heads of ${a.headDim} got q of width ${q.shape.at(-1)} and k of width ${k.shape.at(-1)}.`,
+      )
+    const past = inputs[names.indexOf('past_keys')]
+    const cache: TensorType = { dtype: q.dtype, shape: [q.shape[0] as Dim, a.kvHeads, past ? (past.shape[2] as Dim) : 'total', a.headDim] }
+    return [{ dtype: q.dtype, shape: q.shape }, cache, cache]
+  },
+  lower: (e, inputs, node) => {
+    const a = node.attrs as unknown as AttentionAttrs
+    const at = (n: InputName) => inputs[names.indexOf(n)] ?? ''
+    const rotary = at('cos') !== ''
+    return e.emit(
+      'GroupQueryAttention',
+      [at('q'), at('k'), at('v'), at('past_keys'), at('past_values'), at('last_slot'), at('total'), at('cos'), at('sin'), '', at('bias')],
+      {
+        num_heads: a.heads,
+        kv_num_heads: a.kvHeads,
+        scale: { f: a.scale },
+        do_rotary: rotary ? 1 : 0,
+        rotary_interleaved: a.interleaved ? 1 : 0,
+        ...(a.softcap ? { softcap: { f: a.softcap } } : {}),
+        ...(a.window ? { local_window_size: a.window } : {}),
+      },
+      { outputs: 3, domain: 'com.microsoft' },
+    )
+  },
+  expand: (inputs, attrs) => expandAttention(byName(inputs), attrs),
+})
+
+function expandAttention(t: Readonly<Partial<Record<InputName, Tensor>>>, attrs: Attrs): Expansion {
+  const a = attrs as unknown as AttentionAttrs
+  const { q, k, v, slots, total } = t as Record<InputName, Tensor>
+  const [batch, pos] = q.shape as [Dim, Dim]
+  const heads = (x: Tensor, n: number) => transpose(reshape(x, [batch, pos, n, a.headDim]), [0, 2, 1, 3])
+  const rotate = (x: Tensor) =>
+    t.cos && t.sin ? applyRotary(x, t.cos, t.sin, a.explicitPositions && t.positions ? t.positions : slots, a.interleaved) : x
+  const qRot = rotate(heads(q, a.heads))
+  const kRot = rotate(heads(k, a.kvHeads))
+  const vHeads = heads(v, a.kvHeads)
+
+  const write = (past: Tensor | undefined, fresh: Tensor) => {
+    if (!past) return fresh
+    const index = expand(unsqueeze(unsqueeze(slots, 1), 3), fresh.shape, fresh)
+    return scatterElements(past, index, fresh, 2)
+  }
+  const keyCache = write(t.past_keys, kRot)
+  const valueCache = write(t.past_values, vHeads)
+  const seen = (cache: Tensor, past: Tensor | undefined) => (past ? sliceTo(cache, 2, total, 'total') : cache)
+  const keys = seen(keyCache, t.past_keys)
+  const values = seen(valueCache, t.past_values)
+
+  // Heads that share a key-value head are folded into its rows, so that nothing is repeated in memory.
+  const keyDim = keys.shape[2] as Dim
+  const folded = (x: Tensor, width: Dim) => reshape(x, [batch, a.kvHeads, -1, width])
+  let scores = reshape(matmul(folded(qRot, a.headDim), keys, { transB: true, alpha: a.scale }), [batch, a.heads, pos, keyDim])
+  if (a.softcap) scores = mul(tanh(mul(scores, 1 / a.softcap)), a.softcap)
+  if (t.bias) scores = add(scores, t.bias)
+  const querySlot = unsqueeze(slots, 2)
+  const keySlot = iota(keys, 2)
+  let visible = lessEqual(keySlot, querySlot)
+  if (a.window) visible = and(visible, not(lessEqual(keySlot, sub(querySlot, scalar(a.window, 'int64')))))
+  const masked = where(unsqueeze(visible, 1), scores, Number.NEGATIVE_INFINITY)
+  const probs = softmax(masked)
+  const z = reshape(matmul(folded(probs, keyDim), values), [batch, a.heads, pos, a.headDim])
+  return {
+    outputs: [reshape(transpose(z, [0, 2, 1, 3]), [batch, pos, a.heads * a.headDim]), keyCache, valueCache],
+    inner: { attn_scores: masked, attn_probs: probs, q_rot: transpose(qRot, [0, 2, 1, 3]), k_rot: transpose(kRot, [0, 2, 1, 3]) },
+  }
+}
+
+/** Rotates the first `2·cos.width` coordinates of each head by its position; x is [batch, head, pos, d_head]. */
+function applyRotary(x: Tensor, cosTable: Tensor, sinTable: Tensor, positions: Tensor, interleaved: boolean): Tensor {
+  const half = cosTable.shape[1] as number
+  const [batch, heads, pos, width] = x.shape as [Dim, Dim, Dim, number]
+  const cos = unsqueeze(gather(cosTable, positions), 1)
+  const sin = unsqueeze(gather(sinTable, positions), 1)
+  const turned = slice(x, 3, 0, 2 * half)
+  const pairs = interleaved ? reshape(turned, [batch, heads, pos, half, 2]) : reshape(turned, [batch, heads, pos, 2, half])
+  const axis = interleaved ? 4 : 3
+  const part = (i: number) => reshape(slice(pairs, axis, i, i + 1), [batch, heads, pos, half])
+  const [a, b] = [part(0), part(1)]
+  const first = sub(mul(a, cos), mul(b, sin))
+  const second = add(mul(b, cos), mul(a, sin))
+  const joined = interleaved
+    ? reshape(concat([unsqueeze(first, 4), unsqueeze(second, 4)], 4), [batch, heads, pos, 2 * half])
+    : concat([first, second], 3)
+  return 2 * half === width ? joined : concat([joined, slice(x, 3, 2 * half, width)], 3)
+}
+
+/** Causal attention; `z` is [batch, pos, head·d_head], `keys` and `values` are the cache after this step. */
+export function attention(inputs: AttentionInputs, attrs: AttentionAttrs): { z: Tensor; keys: Tensor; values: Tensor } {
+  const ordered: Record<InputName, Tensor | undefined> = {
+    q: inputs.q,
+    k: inputs.k,
+    v: inputs.v,
+    last_slot: inputs.lastSlot,
+    total: inputs.total,
+    slots: inputs.slots,
+    cos: inputs.rotary?.cos,
+    sin: inputs.rotary?.sin,
+    positions: inputs.rotary?.positions,
+    past_keys: inputs.past?.keys,
+    past_values: inputs.past?.values,
+    bias: inputs.bias,
+  }
+  const [z, keys, values] = apply(
+    'attention',
+    names.map((n) => ordered[n]),
+    { ...attrs },
+  ) as [Tensor, Tensor, Tensor]
+  return { z, keys, values }
+}

@@ -1,0 +1,189 @@
+/** @file Programs: traced outputs in, numbers out. A program runs as one session, or as segments cut at the graph's marks. */
+import { RuntimeFailure, ShapeError, UsageError } from '../base/errors.ts'
+import { type DType, type NDArray, sizeOf, type TypedArray } from '../base/types.ts'
+import { Rewriter, tidy, topological } from './graph.ts'
+import { type LoweredModel, lower } from './lower.ts'
+import { getRuntime } from './runtime/index.ts'
+import type { Runtime, RuntimeTensor } from './runtime/runtime.ts'
+import type { SessionCache, SessionOptions } from './session-cache.ts'
+import { type Node, shown, type Tensor } from './tensor.ts'
+
+/** How a program is compiled. */
+export interface ProgramOptions extends SessionOptions {
+  readonly cache: SessionCache
+  /** One session for each segment instead of one for all: slower by a few per cent, but an edit recompiles one segment only. */
+  readonly segmented?: boolean
+}
+
+interface Segment {
+  readonly key: string
+  readonly model: LoweredModel
+  /** ONNX input → tensor of the tidy graph. */
+  readonly feeds: ReadonlyMap<string, Tensor>
+}
+
+const segmentFloating = -1
+
+/** A compiled graph: named inputs to named outputs. */
+export class Program<Name extends string = string> {
+  private readonly outputs: ReadonlyMap<Name, Tensor>
+  private readonly segments: readonly Segment[]
+  private readonly options: ProgramOptions
+  /** Inputs of the program: name → type. */
+  readonly inputs: ReadonlyMap<string, Tensor>
+  /** Bytes of the weights in all segments. */
+  readonly weightBytes: number
+
+  private constructor(
+    outputs: ReadonlyMap<Name, Tensor>,
+    segments: readonly Segment[],
+    inputs: ReadonlyMap<string, Tensor>,
+    options: ProgramOptions,
+  ) {
+    this.outputs = outputs
+    this.segments = segments
+    this.inputs = inputs
+    this.options = options
+    this.weightBytes = segments.reduce((sum, s) => sum + s.model.weightBytes, 0)
+  }
+
+  /** Lowers a graph; sessions are compiled when first run. */
+  static async of<Name extends string>(outputs: Readonly<Record<Name, Tensor>>, options: ProgramOptions): Promise<Program<Name>> {
+    const names = Object.keys(outputs) as Name[]
+    const segmented = options.segmented ?? false
+    const expander = new Rewriter({ expand: (node) => !node.op.lower })
+    const tensors = tidy(
+      names.map((n) => expander.map(outputs[n])),
+      segmented,
+    )
+    const nodes = topological(tensors)
+    const inputs = new Map<string, Tensor>()
+    for (const node of nodes)
+      if (node.op.name === 'input') {
+        const name = node.attrs.name as string
+        if (inputs.has(name)) throw new UsageError(`Two different inputs of the program are called '${name}'.`)
+        inputs.set(name, node.outputs[0] as Tensor)
+      }
+    const segments: Segment[] = []
+    for (const part of partition(nodes, tensors)) {
+      const model = lower(part.nodes, part.fetched)
+      const key = await hash(model.bytes, `${options.device}/${options.threads ?? 0}`)
+      segments.push({ key, model, feeds: model.inputs })
+    }
+    return new Program(new Map(names.map((n, i) => [n, tensors[i] as Tensor])), segments, inputs, options)
+  }
+
+  /** Whether all sessions are compiled, so that a run starts at once. */
+  get ready(): boolean {
+    return this.segments.every((s) => this.options.cache.has(s.key))
+  }
+
+  /** Number of sessions. */
+  get size(): number {
+    return this.segments.length
+  }
+
+  /**
+   * Runs the program.
+   * @param feeds values of the inputs; symbols must agree between them.
+   * @param into arrays that outputs are written into, in place.
+   * @returns the outputs by name.
+   */
+  async run(feeds: Readonly<Record<string, NDArray>>, into?: Readonly<Partial<Record<Name, NDArray>>>): Promise<Record<Name, NDArray>> {
+    const runtime = await getRuntime()
+    const values = new Map<Tensor, RuntimeTensor>()
+    this.bind(feeds, runtime, values)
+    const targets = new Map<Tensor, RuntimeTensor>()
+    for (const [name, array] of Object.entries(into ?? {}) as [Name, NDArray][]) {
+      const t = this.outputs.get(name)
+      if (t) targets.set(t, runtime.tensor(array.dtype, array.shape, array.data))
+    }
+    for (const segment of this.segments) {
+      const sessionFeeds: Record<string, RuntimeTensor> = {}
+      for (const [name, t] of segment.feeds) sessionFeeds[name] = values.get(t) as RuntimeTensor
+      const fetches: Record<string, RuntimeTensor | null> = {}
+      for (const [t, name] of segment.model.outputs) fetches[name] = targets.get(t) ?? fetches[name] ?? null
+      const results = await this.options.cache.with(segment.key, segment.model, this.options, (session) =>
+        session.run(sessionFeeds, fetches),
+      )
+      for (const [t, name] of segment.model.outputs) values.set(t, results[name] as RuntimeTensor)
+    }
+    const out = {} as Record<Name, NDArray>
+    for (const [name, t] of this.outputs) {
+      const value = values.get(t)
+      if (!value) throw new RuntimeFailure(`The program did not produce its output '${name}'.`)
+      out[name] = { dtype: value.type as DType, shape: value.dims, data: value.data as TypedArray }
+    }
+    return out
+  }
+
+  private bind(feeds: Readonly<Record<string, NDArray>>, runtime: Runtime, values: Map<Tensor, RuntimeTensor>): void {
+    const symbols = new Map<string, { size: number; from: string }>()
+    for (const [name, t] of this.inputs) {
+      const value = feeds[name]
+      if (!value) throw new UsageError(`The program needs a value for its input '${name}' of shape ${shown(t.shape)}.`)
+      const wrong = () =>
+        new ShapeError(`The input '${name}' must be ${t.dtype} ${shown(t.shape)}, not ${value.dtype} [${value.shape.join(', ')}].`)
+      if (value.dtype !== t.dtype || value.shape.length !== t.rank || value.data.length !== sizeOf(value.shape)) throw wrong()
+      for (const [i, d] of t.shape.entries()) {
+        const size = value.shape[i] as number
+        if (typeof d === 'number') {
+          if (d !== size) throw wrong()
+          continue
+        }
+        const known = symbols.get(d)
+        if (known && known.size !== size)
+          throw new ShapeError(`The axis '${d}' is ${known.size} in the input '${known.from}' but ${size} in '${name}'.`)
+        symbols.set(d, { size, from: name })
+      }
+      values.set(t, runtime.tensor(value.dtype, value.shape, value.data))
+    }
+  }
+}
+
+/** Nodes grouped into segments, with the tensors that each must hand out. */
+function partition(nodes: readonly Node[], outputs: readonly Tensor[]): { nodes: Node[]; fetched: Tensor[] }[] {
+  const segmentOf = new Map<Node, number>()
+  for (const node of nodes) {
+    let segment = node.op.name === 'cut' ? (node.attrs.index as number) : segmentFloating
+    for (const x of node.inputs) if (x) segment = Math.max(segment, segmentOf.get(x.node) as number)
+    segmentOf.set(node, segment)
+  }
+  const isOutput = new Set(outputs)
+  // What depends only on inputs and weights is cheap or needed at once: it is repeated in each segment that uses it.
+  const floating = (node: Node) => segmentOf.get(node) === segmentFloating
+  const indices = [...new Set([...segmentOf.values()].filter((s) => s !== segmentFloating))].sort((a, b) => a - b)
+  if (indices.length === 0) return [{ nodes: [...nodes], fetched: [...new Set(outputs)] }]
+  const wanted = new Map<number, Set<Tensor>>(indices.map((s) => [s, new Set()]))
+  const first = indices[0] as number
+  for (const t of outputs) (wanted.get(floating(t.node) ? first : (segmentOf.get(t.node) as number)) as Set<Tensor>).add(t)
+  for (const node of nodes) {
+    const own = segmentOf.get(node) as number
+    for (const x of node.inputs) {
+      if (!x || floating(x.node)) continue
+      const from = segmentOf.get(x.node) as number
+      if (from !== own) (wanted.get(from) as Set<Tensor>).add(x)
+    }
+  }
+  return indices.map((s) => {
+    const members = new Set(nodes.filter((n) => segmentOf.get(n) === s))
+    const roots = [...members].flatMap((n) => n.inputs.filter((x): x is Tensor => !!x && floating(x.node)))
+    if (s === first) roots.push(...outputs.filter((t) => isOutput.has(t) && floating(t.node)))
+    const needed = new Set(topological(roots))
+    return { nodes: nodes.filter((n) => members.has(n) || needed.has(n)), fetched: [...(wanted.get(s) as Set<Tensor>)] }
+  })
+}
+
+async function hash(bytes: Uint8Array, salt: string): Promise<string> {
+  const digest = await globalThis.crypto.subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>)
+  return `${[...new Uint8Array(digest)].map((b) => b.toString(16).padStart(2, '0')).join('')}/${salt}`
+}
+
+/** Traces nothing, keeps nothing: runs a graph once. */
+export async function evaluate<Name extends string>(
+  outputs: Readonly<Record<Name, Tensor>>,
+  feeds: Readonly<Record<string, NDArray>>,
+  options: ProgramOptions,
+): Promise<Record<Name, NDArray>> {
+  return (await Program.of(outputs, options)).run(feeds)
+}

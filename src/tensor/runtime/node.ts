@@ -1,0 +1,45 @@
+/** @file ONNX Runtime in Node. */
+import { createRequire } from 'node:module'
+import { parse } from 'node:path'
+import * as ort from 'onnxruntime-node'
+import { messageOf, RuntimeFailure } from '../../base/errors.ts'
+import type { DType, TypedArray } from '../../base/types.ts'
+import type { CompiledModel, CompileOptions, Runtime, RuntimeTensor } from './runtime.ts'
+
+const { version } = createRequire(import.meta.url)('onnxruntime-node/package.json') as { version: string }
+
+ort.env.logLevel = 'error'
+
+/** ONNX Runtime in Node. */
+export const runtime: Runtime = {
+  version: `onnxruntime-node ${version}`,
+
+  async compile(model: Uint8Array, options: CompileOptions): Promise<CompiledModel> {
+    try {
+      const session = await ort.InferenceSession.create(model, {
+        executionProviders: [options.device],
+        ...(options.threads ? { intraOpNumThreads: options.threads } : {}),
+        interOpNumThreads: 1,
+        executionMode: 'sequential',
+        graphOptimizationLevel: 'all',
+        logSeverityLevel: 3,
+        ...(options.memory.size > 0 ? { externalData: [...options.memory].map(([path, data]) => ({ path, data })) } : {}),
+        extra: {
+          session: {
+            // Weights are named by their path from the root, so that one model may use files of several folders.
+            model_external_initializers_file_folder_path: parse(process.cwd()).root,
+            // Pools of several sessions would fight for the cores if each kept spinning after its run.
+            force_spinning_stop: '1',
+          },
+        },
+      })
+      return session as unknown as CompiledModel
+    } catch (error) {
+      throw new RuntimeFailure(`ONNX Runtime could not compile the program on ${options.device}: ${messageOf(error)}`, { cause: error })
+    }
+  },
+
+  tensor(dtype: DType, shape: readonly number[], data: TypedArray): RuntimeTensor {
+    return new ort.Tensor(dtype as 'float32', data as Float32Array, shape as number[])
+  },
+}

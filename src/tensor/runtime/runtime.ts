@@ -1,0 +1,41 @@
+/** @file What the engine asks of a runtime. Only the files beside this one touch ONNX Runtime. */
+import type { DType, TypedArray } from '../../base/types.ts'
+
+/** A tensor of the runtime; its values may live on a device. */
+export interface RuntimeTensor {
+  readonly dims: readonly number[]
+  readonly type: string
+  readonly data: unknown
+  readonly location: string
+  dispose(): void
+}
+
+/** A compiled model. */
+export interface CompiledModel {
+  /** Runs it; a fetch with a tensor is written in place, with null freshly made. */
+  run(
+    feeds: Readonly<Record<string, RuntimeTensor>>,
+    fetches: Readonly<Record<string, RuntimeTensor | null>>,
+  ): Promise<Record<string, RuntimeTensor>>
+  release(): Promise<void>
+}
+
+/** Where programs run. */
+export type Device = 'cpu' | 'webgpu' | 'cuda'
+
+/** Settings of a compilation. */
+export interface CompileOptions {
+  readonly device: Device
+  /** Threads for one operator; the runtime's choice when absent. */
+  readonly threads?: number
+  /** Weights in memory, by the name of their external data. */
+  readonly memory: ReadonlyMap<string, Uint8Array>
+}
+
+/** ONNX Runtime, in Node or in a browser. */
+export interface Runtime {
+  /** Name and version, for records. */
+  readonly version: string
+  compile(model: Uint8Array, options: CompileOptions): Promise<CompiledModel>
+  tensor(dtype: DType, shape: readonly number[], data: TypedArray): RuntimeTensor
+}
