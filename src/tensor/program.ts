@@ -51,7 +51,7 @@ export class Program<Name extends string = string> {
   static async of<Name extends string>(outputs: Readonly<Record<Name, Tensor>>, options: ProgramOptions): Promise<Program<Name>> {
     const names = Object.keys(outputs) as Name[]
     const segmented = options.segmented ?? false
-    const expander = new Rewriter({ expand: (node) => !node.op.lower })
+    const expander = new Rewriter({ expand: (node) => !node.op.lower || node.op.fuses?.(node) === false })
     const tensors = tidy(
       names.map((n) => expander.map(outputs[n])),
       segmented,

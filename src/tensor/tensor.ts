@@ -67,6 +67,8 @@ export interface OpRow {
   readonly infer: (inputs: readonly (Tensor | undefined)[], attrs: Attrs) => readonly TensorType[]
   /** Lowering to ONNX: names of the outputs. Absent for composites that only expand. */
   readonly lower?: (e: Emitter, inputs: readonly string[], node: Node) => readonly string[]
+  /** Whether the fused lowering can serve a node; it is expanded where not. */
+  readonly fuses?: (node: Node) => boolean
   /** The same in simpler ops; what is inside becomes visible. */
   readonly expand?: (inputs: readonly (Tensor | undefined)[], attrs: Attrs) => Expansion
   /** Gradients with respect to the inputs, given those of the outputs; `'none'` where the derivative is zero or undefined everywhere. Composites without a rule are expanded first. */

@@ -87,6 +87,8 @@ defineOp({
       { outputs: 3, domain: 'com.microsoft' },
     )
   },
+  // The runtime's kernel wants heads of a multiple of eight coordinates.
+  fuses: (node) => (node.attrs as unknown as AttentionAttrs).headDim % 8 === 0,
   expand: (inputs, attrs) => expandAttention(byName(inputs), attrs),
 })
 
