@@ -1,0 +1,139 @@
+/** @file From the tensors of a checkpoint to weights that the engine maps. */
+import { listed, ModelError, nearest, throwIfCancelled } from '../base/errors.ts'
+import type { WorkOptions } from '../base/progress.ts'
+import type { NDArray } from '../base/types.ts'
+import { input, type Tensor, type WeightRef, weight } from '../tensor/index.ts'
+import type { WeightStore } from './formats/index.ts'
+import { ropeTables } from './rope.ts'
+import type { DecoderSpec } from './spec.ts'
+import type { Parameters } from './trunks/decoder.ts'
+
+/** Tensors that checkpoints carry and no model reads: buffers that older versions saved. */
+const buffers = [/rotary_emb\.inv_freq$/, /\.attn\.(bias|masked_bias)$/, /\.attention\.(bias|masked_bias)$/]
+
+/** Prefixes that some checkpoints leave out or add. */
+const prefixes = ['', 'transformer.', 'model.']
+
+/** The weights of a model, by the names that its family uses. */
+export class ModelWeights {
+  private readonly refs: ReadonlyMap<string, WeightRef>
+  private readonly used = new Set<string>()
+  /** What to call the checkpoint in a message. */
+  readonly name: string
+  /** Bytes of all weights. */
+  readonly bytes: number
+
+  constructor(name: string, refs: ReadonlyMap<string, WeightRef>) {
+    this.name = name
+    this.refs = refs
+    this.bytes = [...refs.values()].reduce((sum, r) => sum + ('path' in r.place ? r.place.bytes : r.place.data.byteLength), 0)
+  }
+
+  /** A weight of the given shape; refuses a missing one and another shape. */
+  ref(name: string, shape: readonly number[]): WeightRef {
+    const found = this.find(name)
+    if (!found) {
+      const near = nearest(name, this.refs.keys())
+      throw new ModelError(
+        `${this.name} has no tensor '${name}'${near ? `; the nearest name is '${near}'` : ''}. Config and weights may belong to different models.`,
+      )
+    }
+    const ref = this.refs.get(found) as WeightRef
+    this.used.add(found)
+    if (ref.shape.length !== shape.length || ref.shape.some((n, i) => n !== shape[i]))
+      throw new ModelError(
+        `The tensor '${found}' of ${this.name} has shape [${ref.shape.join(', ')}], but the config asks for [${shape.join(', ')}]; config and weights belong to different models.`,
+      )
+    return ref
+  }
+
+  /** The name under which the checkpoint has a tensor of the family's name. */
+  private find(name: string): string | undefined {
+    if (this.refs.has(name)) return name
+    for (const p of prefixes) {
+      if (this.refs.has(p + name)) return p + name
+      if (p && name.startsWith(p) && this.refs.has(name.slice(p.length))) return name.slice(p.length)
+    }
+    return undefined
+  }
+
+  /** Names that were never asked for. `tied` says that a separate unembedding in the file is a copy. */
+  unused(tied: boolean): string[] {
+    return [...this.refs.keys()].filter((n) => !this.used.has(n) && !buffers.some((b) => b.test(n)) && !(tied && n === 'lm_head.weight'))
+  }
+
+  /** Refuses a checkpoint with tensors that the model does not read. */
+  checkAllRead(spec: DecoderSpec): void {
+    const rest = this.unused(spec.head.weight === spec.embedding)
+    if (rest.length > 0)
+      throw new ModelError(
+        `${this.name} holds ${rest.length} tensors that the family '${spec.family}' does not read (${listed(rest, 4)}); the numbers would be wrong without them.`,
+      )
+  }
+}
+
+/** Parameters of a trunk, from weights and computed tables; `feeds` are the values of inputs that never change. */
+export function parametersOf(
+  spec: DecoderSpec,
+  weights: ModelWeights,
+  contextLength: number,
+): Parameters & { readonly feeds: Readonly<Record<string, NDArray>> } {
+  const made = new Map<string, Tensor>()
+  const get = (name: string, shape: readonly number[]) => {
+    const ref = weights.ref(name, shape)
+    let t = made.get(ref.name)
+    if (!t) {
+      t = weight(ref)
+      made.set(ref.name, t)
+    }
+    return t
+  }
+  const { positions } = spec
+  if (positions.kind !== 'rotary') return { get, feeds: {} }
+  // Inputs rather than weights: the runtime wants the external data of one program all in files or all in memory.
+  const shape = [contextLength, positions.dim / 2]
+  const tables = ropeTables(positions.theta, positions.dim, positions.scaling, contextLength)
+  const table = (data: Float32Array): NDArray => ({ dtype: 'float32', shape, data })
+  return {
+    get,
+    rotary: { cos: input('rope_cos', 'float32', shape), sin: input('rope_sin', 'float32', shape) },
+    feeds: { rope_cos: table(tables.cos), rope_sin: table(tables.sin) },
+  }
+}
+
+/**
+ * Weights as float32 in place: tensors that are stored so are mapped where they lie, others are converted.
+ * @param convert writes converted tensors to a file and says where each lies; in memory when absent.
+ */
+export async function weightsOf(
+  store: WeightStore,
+  options: WorkOptions & {
+    convert?: (store: WeightStore, names: readonly string[]) => Promise<ReadonlyMap<string, { path: string; offset: number }>>
+  },
+): Promise<ModelWeights> {
+  const refs = new Map<string, WeightRef>()
+  const toConvert: string[] = []
+  for (const t of store.tensors.values()) {
+    if (t.type === 'F32' && t.source.path !== undefined)
+      refs.set(t.name, { name: t.name, dtype: 'float32', shape: t.shape, place: { path: t.source.path, offset: t.offset, bytes: t.bytes } })
+    else if (!/^(I|U|BOOL)/.test(t.type) || /^IQ/.test(t.type)) toConvert.push(t.name)
+  }
+  const places = toConvert.length > 0 && options.convert ? await options.convert(store, toConvert) : undefined
+  for (const name of toConvert) {
+    throwIfCancelled(options.signal)
+    const t = store.get(name)
+    const bytes = t.shape.reduce((p, n) => p * n, 4)
+    const place = places?.get(name)
+    if (place) refs.set(name, { name, dtype: 'float32', shape: t.shape, place: { ...place, bytes } })
+    else {
+      const values = await store.readFloat32(name)
+      refs.set(name, {
+        name,
+        dtype: 'float32',
+        shape: t.shape,
+        place: { data: new Uint8Array(values.buffer, values.byteOffset, values.byteLength), key: `${store.name}/${name}` },
+      })
+    }
+  }
+  return new ModelWeights(store.name, refs)
+}

@@ -1,0 +1,90 @@
+/** @file Loading: from a source to a model value, checked on the way. */
+import { FormatError, ModelError } from '../base/errors.ts'
+import type { WorkOptions } from '../base/progress.ts'
+import type { Config } from '../models/config.ts'
+import { specOf } from '../models/families/index.ts'
+import type { WeightStore } from '../models/formats/index.ts'
+import type { DecoderSpec } from '../models/spec.ts'
+import type { Tokenizer } from '../models/text/tokenizer.ts'
+import { weightsOf } from '../models/weights.ts'
+import type { Device } from '../tensor/index.ts'
+import { type CompileMode, ModelCore } from './core.ts'
+import { Model } from './model.ts'
+
+/** Options of {@link load}. */
+export interface LoadOptions extends WorkOptions {
+  /** Where programs run (default `cpu`). */
+  readonly device?: Device
+  /** Threads of the runtime (default: its own choice). */
+  readonly threads?: number
+  /** Longest context to make room for (default: what the model was made for, at most 8192). */
+  readonly contextLength?: number
+  /** One session, one for each block, or what suits (default `auto`). */
+  readonly compile?: CompileMode
+  /** Bytes of compiled weights that may stay in memory (default: room for two copies where the machine has it, else one). */
+  readonly memory?: number
+  /** Never use the network. */
+  readonly offline?: boolean
+}
+
+/** The parts of a model, opened. */
+export interface OpenedModel {
+  readonly id: string
+  readonly hash: () => Promise<string>
+  readonly store: WeightStore
+  readonly config: Config
+  readonly tokenizer?: Tokenizer
+  /** What was checked while opening. */
+  readonly checks?: readonly string[]
+}
+
+/** Bytes of memory that are free now; undefined where the place does not say. */
+async function freeMemory(): Promise<number | undefined> {
+  if (typeof process === 'undefined' || !process.versions?.node) return undefined
+  return (await import('node:os')).freemem()
+}
+
+/** Builds a model value from opened parts, refusing what does not fit together. */
+export async function assemble(
+  opened: OpenedModel,
+  options: LoadOptions & { convert?: Parameters<typeof weightsOf>[1]['convert'] } = {},
+): Promise<Model> {
+  const spec = specOf(opened.config)
+  const weights = await weightsOf(opened.store, options)
+  const contextLength = contextOf(spec, options.contextLength)
+  const free = await freeMemory()
+  const memory = options.memory ?? (free !== undefined && free > 4 * weights.bytes ? 2.3 * weights.bytes : 1.15 * weights.bytes) + 64e6
+  const core = new ModelCore(spec, weights, opened.tokenizer, {
+    device: options.device ?? 'cpu',
+    ...(options.threads ? { threads: options.threads } : {}),
+    contextLength,
+    compile: options.compile ?? 'auto',
+    memory,
+  })
+  // Tracing asks for every tensor by name and shape, so that a wrong checkpoint fails here and not in the numbers.
+  core.trace({ cache: false, explicitPositions: false, lastOnly: false })
+  weights.checkAllRead(spec)
+  const checks = [
+    ...(opened.checks ?? []),
+    `all ${opened.store.tensors.size} tensors were read, with the shapes that the config asks for`,
+    ...checkTokenizer(opened.tokenizer, spec),
+  ]
+  return new Model(core, { id: opened.id, hash: opened.hash, checks })
+}
+
+function contextOf(spec: DecoderSpec, wanted: number | undefined): number {
+  if (wanted === undefined) return Math.min(spec.maxPositions, 8192)
+  if (!Number.isInteger(wanted) || wanted < 1) throw new ModelError(`contextLength must be a positive integer, not ${wanted}.`)
+  if (spec.positions.kind === 'learned' && wanted > spec.positions.count)
+    throw new ModelError(`contextLength is ${wanted}, but this model has learned ${spec.positions.count} positions and no more.`)
+  return wanted
+}
+
+function checkTokenizer(tokenizer: Tokenizer | undefined, spec: DecoderSpec): string[] {
+  if (!tokenizer) return []
+  if (tokenizer.vocabSize > spec.vocab)
+    throw new FormatError(
+      `The tokenizer has ${tokenizer.vocabSize} tokens, but the model's vocabulary has ${spec.vocab}; it belongs to another model.`,
+    )
+  return [`the tokenizer's ${tokenizer.vocabSize} tokens fit the vocabulary of ${spec.vocab}`]
+}

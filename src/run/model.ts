@@ -1,0 +1,237 @@
+/** @file The model value: read it, edit it, run it, let it write. */
+import { EditError, listed, ModelError, UsageError } from '../base/errors.ts'
+import type { NDArray } from '../base/types.ts'
+import type { DecoderSpec } from '../models/spec.ts'
+import type { Tokenizer } from '../models/text/tokenizer.ts'
+import type { SiteInfo } from '../sites/address.ts'
+import type { Edit } from '../sites/edits.ts'
+import { axisSize, type FireCounts, feedsOf, type PreparedEdit, prepareEdits } from '../sites/prepare.ts'
+import type { AxisName } from '../sites/vocabulary.ts'
+import { type Activation, type Batch, batchOfRows, batchOfTensors, checkBatch, type ModelInput, stepFeeds, toCaller } from './batch.ts'
+import type { ModelCore } from './core.ts'
+import { type GenerateOptions, Generation } from './generate.ts'
+import { type ResolvedTap, resolveTaps, type Selection, selectPlaces, type TapSpec } from './taps.ts'
+
+/** Facts about where a model came from, kept with everything that is saved from it. */
+export interface ModelOrigin {
+  /** As the user would write it: `embedded`, a path, a hub id. */
+  readonly id: string
+  /** SHA-256 of its files. */
+  readonly hash: () => Promise<string>
+  /** What was checked at load, as sentences. */
+  readonly checks: readonly string[]
+}
+
+/** Options of a run. */
+export interface RunOptions<Taps extends readonly TapSpec[] = readonly TapSpec[]> {
+  /** What to read: sites, aliases, patterns, or `{ site, where }`. */
+  readonly taps?: Taps
+  /** Logits of all positions (default), or none: then the run stops at the last site that is read. */
+  readonly logits?: boolean
+  /** Length of the prompt in each row, for edits with a `phase`; the whole row by default. */
+  readonly promptLength?: number
+}
+
+type NameOf<T> = T extends string ? T : T extends { readonly site: infer S extends string } ? S : never
+type IsPattern<S extends string> = S extends `${string}*${string}` | `${string}{${string}` ? true : false
+type LiteralNames<Taps extends readonly TapSpec[]> = {
+  [K in keyof Taps]: IsPattern<NameOf<Taps[K]>> extends true ? never : NameOf<Taps[K]>
+}[number]
+
+/** Values of the tapped sites: under the names asked for, and under the canonical ones. */
+export type TapResults<Taps extends readonly TapSpec[]> = { readonly [Name in LiteralNames<Taps>]: Activation } & {
+  readonly [site: string]: Activation
+}
+
+/** What a run returns. */
+export interface RunResult<Taps extends readonly TapSpec[] = readonly TapSpec[], Logits extends boolean = true> {
+  /** [batch, pos, d_vocab] */
+  readonly logits: Logits extends false ? undefined : Activation
+  readonly taps: TapResults<Taps>
+  /** Token ids of each row, without padding. */
+  readonly tokens: readonly (readonly number[])[]
+  /** Edits and taps with a `where` that held nowhere in this input, as sentences. */
+  readonly unfired: readonly string[]
+  /** Places that the `where` of a tap chose, by canonical site; its value then has one item for each place instead of batch and pos. */
+  readonly selected: Readonly<Record<string, Selection>>
+}
+
+/** A loaded model with a list of edits: an immutable value. `with` makes another one that shares the weights. */
+export class Model {
+  readonly origin: ModelOrigin
+  /** Edits in force, in the order in which they were given; at one site they act in this order. */
+  readonly edits: readonly Edit[]
+  private readonly core: ModelCore
+  private readonly prepared: readonly PreparedEdit[]
+
+  constructor(core: ModelCore, origin: ModelOrigin, edits: readonly Edit[] = []) {
+    this.core = core
+    this.origin = origin
+    this.edits = edits
+    this.prepared = prepareEdits(edits, core.resolver, core.spec)
+  }
+
+  /** The record of the model: sizes and settings. */
+  get spec(): DecoderSpec {
+    return this.core.spec
+  }
+
+  /** Longest context of this load. */
+  get contextLength(): number {
+    return this.core.options.contextLength
+  }
+
+  /** Precision of weights and activations. */
+  get precision(): 'f32' {
+    return 'f32'
+  }
+
+  /** Counts of compiled sessions, for tests and `doctor`. */
+  get statistics() {
+    return this.core.sessions.statistics
+  }
+
+  /** The tokenizer; refuses where the model has none. */
+  get tokenizer(): Tokenizer {
+    if (!this.core.tokenizer) throw new ModelError(`${this.origin.id} has no tokenizer; give token ids (on the command line 'ids:5,6,7').`)
+    return this.core.tokenizer
+  }
+
+  /** Whether the model has a tokenizer. */
+  get hasTokenizer(): boolean {
+    return this.core.tokenizer !== undefined
+  }
+
+  /** All sites of the vocabulary, with aliases, and the reason where the model lacks one. */
+  sites(): SiteInfo[] {
+    return this.core.resolver.all()
+  }
+
+  /** The one site that a name or alias means. */
+  site(name: string): SiteInfo {
+    return this.core.resolver.one(name)
+  }
+
+  /** The sites that a name, alias or pattern means. */
+  resolve(pattern: string): SiteInfo[] {
+    return this.core.resolver.many(pattern)
+  }
+
+  /** Sizes of a site's axes; names stand for those known only at run time. */
+  shapeOf(site: SiteInfo): (number | AxisName)[] {
+    return site.row.axes.map((a) => axisSize(a, this.spec) ?? a)
+  }
+
+  /**
+   * The same weights with more edits; this value stays as it is.
+   * @throws EditError, SiteError for edits that are malformed, do not fit, or can never fire.
+   */
+  with(...edits: readonly (Edit | readonly Edit[])[]): Model {
+    return new Model(this.core, this.origin, [...this.edits, ...(edits.flat() as Edit[])])
+  }
+
+  /** The same weights without any edit. */
+  get plain(): Model {
+    return this.edits.length === 0 ? this : new Model(this.core, this.origin)
+  }
+
+  /** Rows of token ids from anything that can be run. Texts get the model's special tokens. */
+  tokens(input: ModelInput): Batch {
+    if (typeof input === 'string') return batchOfRows([this.tokenizer.encode(input)])
+    if (Array.isArray(input)) return batchOfRows((input as readonly string[]).map((t) => this.tokenizer.encode(t)))
+    const other = input as Exclude<ModelInput, string | readonly string[]>
+    if ('ids' in other) return batchOfRows([other.ids])
+    if ('rows' in other) return batchOfRows(other.rows)
+    if ('input_ids' in other) return batchOfTensors(other)
+    throw new UsageError('Give a text, a list of texts, { ids }, { rows } or { input_ids, attention_mask }.')
+  }
+
+  /** One forward pass. Taps see values after the edits at their site. */
+  async run<const Taps extends readonly TapSpec[] = readonly [], const Logits extends boolean = true>(
+    input: ModelInput,
+    options: RunOptions<Taps> & { readonly logits?: Logits } = {},
+  ): Promise<RunResult<Taps, Logits>> {
+    const batch = this.tokens(input)
+    const { spec } = this
+    checkBatch(batch, spec.vocab, this.contextLength)
+    const taps = resolveTaps(options.taps ?? [], this.core.resolver, spec)
+    const logits = options.logits ?? true
+    if (!logits && taps.length === 0) throw new UsageError('Nothing is asked for: name taps, or leave logits on.')
+    const explicitPositions = batch.positions !== undefined
+    const { program } = await this.core.program({
+      edits: this.prepared,
+      taps: [...new Set(taps.flatMap((t) => [t.info.site, ...(t.when ? [t.when.info.site] : [])]))],
+      logits: logits ? 'all' : 'none',
+      cache: false,
+      explicitPositions,
+    })
+    const step = stepFeeds(
+      batch.rows,
+      batch.rows.map(() => 0),
+      batch.positions,
+    )
+    const prompt = batch.rows.map((r) => Math.min(options.promptLength ?? r.length, r.length))
+    const layout = { rows: batch.rows, start: batch.rows.map(() => 0), width: step.width, prompt }
+    const fired: FireCounts = new Map()
+    const feeds = { ...this.core.constantFeeds, ...step.feeds }
+    for (const e of this.prepared) Object.assign(feeds, feedsOf(e, layout, batch, step.total, spec, fired))
+    const out = await program.run(feeds)
+    for (const e of this.prepared) if (e.when) fired.set(e.key, Number(out[`fired:${e.key}`]?.data[0] ?? 0))
+    return this.results(out, batch, taps, layout, fired) as unknown as RunResult<Taps, Logits>
+  }
+
+  private results(
+    out: Record<string, NDArray>,
+    batch: Batch,
+    taps: readonly ResolvedTap[],
+    layout: Parameters<typeof selectPlaces>[1],
+    fired: FireCounts,
+  ) {
+    const value = (site: SiteInfo) => toCaller(site.site, site.row, out[`tap:${site.site}`] as NDArray, batch)
+    const results: Record<string, Activation> = {}
+    const selected: Record<string, Selection> = {}
+    const unfired = unfiredEdits(this.prepared, fired)
+    for (const t of taps) {
+      let activation = results[t.info.site] ?? value(t.info)
+      if (t.restricted) {
+        const selection = selectPlaces(t, layout, t.when && (out[`tap:${t.when.info.site}`] as NDArray))
+        if (selection.places.length === 0) unfired.push(`The tap at ${t.info.site} held nowhere in this input.`)
+        selected[t.info.site] = selection
+        activation = selection.of(t.info, out[`tap:${t.info.site}`] as NDArray)
+      }
+      results[t.info.site] = activation
+      results[t.name] = activation
+    }
+    const logits = out.logits ? toCaller('logits', this.site('logits').row, out.logits, batch) : undefined
+    return { logits, taps: results, tokens: batch.rows, unfired, selected }
+  }
+
+  /** Writes on from a prompt (or several). Iterate over it for the text as it comes, over `steps()` for tokens and taps, or await `result()`. */
+  generate(prompt: ModelInput, options: GenerateOptions = {}): Generation {
+    return new Generation({ core: this.core, edits: this.prepared, batch: this.tokens(prompt), options })
+  }
+
+  /** Frees what was compiled; later runs compile anew. Model values made by `with` share it. */
+  async dispose(): Promise<void> {
+    await this.core.dispose()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose()
+  }
+}
+
+/** Sentences about edits that fired nowhere. */
+export function unfiredEdits(edits: readonly PreparedEdit[], fired: FireCounts): string[] {
+  return edits.filter((e) => (fired.get(e.key) ?? 0) === 0).map((e) => `The edit ${e.label} held nowhere in this input.`)
+}
+
+/** Refuses an edit list that a place cannot carry because it holds functions. */
+export function serialisable(edits: readonly Edit[]): readonly Edit[] {
+  const functions = edits.filter((e) => e.op === 'function')
+  if (functions.length > 0)
+    throw new EditError(
+      `Edits that are functions (at ${listed(functions.map((e) => e.site))}) cannot be saved or sent; use edits that are data.`,
+    )
+  return edits
+}

@@ -1,0 +1,121 @@
+/** @file Opening what people have: folders, files, packages and hub models, by their contents. */
+import { existsSync, readdirSync } from 'node:fs'
+import { dirname, extname, join } from 'node:path'
+import { FormatError, listed, ModelError } from '../base/errors.ts'
+import { readJson } from '../base/files.ts'
+import type { Config } from '../models/config.ts'
+import { convertToFloat32 } from '../models/convert.ts'
+import { openFile, openGguf, openLlama2c, openPickle, openSafetensors } from '../models/formats/index.ts'
+import { ggufModel } from '../models/gguf-model.ts'
+import { type FileRange, type ResolvedSource, resolveSource } from '../models/hub/index.ts'
+import { ggufTokenizer, loadHfTokenizer, parseLlama2cTokenizer, type Tokenizer } from '../models/text/index.ts'
+import { assemble, type LoadOptions, type OpenedModel } from './load.ts'
+import type { Model } from './model.ts'
+
+/**
+ * Loads a model: `embedded`, a folder, a file, a hub id, or `npm:name@version#path`.
+ * @throws FormatError, ModelError, UsageError with what is wrong and what to do.
+ */
+export async function load(model: string, options: LoadOptions = {}): Promise<Model> {
+  const source = await resolveSource(model, options)
+  const opened = await open(source)
+  return assemble(opened, { ...options, convert: (store, names) => convertToFloat32(store, names, options) })
+}
+
+type Opener = (source: ResolvedSource, path: string) => Promise<Omit<OpenedModel, 'id' | 'hash'>>
+
+/** How a file is opened, by its extension. */
+const byExtension: Readonly<Record<string, Opener>> = {
+  '.bin': openBin,
+  '.data': openLlama2cModel,
+  '.gguf': openGgufModel,
+  '.safetensors': (_, path) => openHfFolder(dirname(path), path),
+}
+
+async function open(source: ResolvedSource): Promise<OpenedModel> {
+  const parts = source.folder !== undefined ? await openFolder(source, source.folder) : await openOneFile(source, source.file as string)
+  return { ...parts, id: source.id, hash: () => source.hash() }
+}
+
+async function openOneFile(source: ResolvedSource, path: string): ReturnType<Opener> {
+  const opener = byExtension[extname(path).toLowerCase()]
+  if (!opener) throw new FormatError(`${path} has none of the extensions that can be opened: ${Object.keys(byExtension).join(', ')}.`)
+  return opener(source, path)
+}
+
+async function openFolder(source: ResolvedSource, folder: string): ReturnType<Opener> {
+  if (existsSync(join(folder, 'config.json'))) return openHfFolder(folder, folder)
+  const files = readdirSync(folder).filter((f) => ['.gguf', '.bin'].includes(extname(f)) && !isTokenizerBin(f))
+  if (files.length === 1) return openOneFile(source, join(folder, files[0] as string))
+  if (files.length === 0) throw new FormatError(`${folder} holds no config.json and no .gguf or .bin file, so there is no model in it.`)
+  throw new FormatError(`${folder} holds several models (${listed(files)}); name one of the files.`)
+}
+
+async function openHfFolder(folder: string, weights: string): ReturnType<Opener> {
+  const configPath = join(folder, 'config.json')
+  if (!existsSync(configPath)) throw new FormatError(`${folder} holds no config.json; it must lie beside the weights.`)
+  const config = (await readJson(configPath)) as Config
+  const pickled = ['pytorch_model.bin', 'pytorch_model.bin.index.json'].some((f) => existsSync(join(folder, f)))
+  const safe = ['model.safetensors', 'model.safetensors.index.json'].some((f) => existsSync(join(folder, f)))
+  const store = weights === folder && !safe && pickled ? await openPickle(folder) : await openSafetensors(weights)
+  const tokenizer = existsSync(join(folder, 'tokenizer.json')) ? await loadHfTokenizer(folder) : undefined
+  return { store, config, ...(tokenizer ? { tokenizer } : {}) }
+}
+
+async function openBin(source: ResolvedSource, path: string): ReturnType<Opener> {
+  return existsSync(join(dirname(path), 'config.json')) && !source.range
+    ? openHfFolder(dirname(path), dirname(path))
+    : openLlama2cModel(source, path)
+}
+
+async function openLlama2cModel(source: ResolvedSource, path: string): ReturnType<Opener> {
+  const file = await openFile(path)
+  const range = source.range && { offset: source.range.from, length: (source.range.to ?? file.size) - source.range.from }
+  const store = await openLlama2c(file, range ? { range } : {})
+  const c = store.config
+  const config: Config = {
+    model_type: 'llama',
+    hidden_size: c.dim,
+    intermediate_size: c.hiddenDim,
+    num_hidden_layers: c.layers,
+    num_attention_heads: c.heads,
+    num_key_value_heads: c.kvHeads,
+    vocab_size: c.vocab,
+    max_position_embeddings: c.maxPos,
+    tie_word_embeddings: c.tied,
+    rms_norm_eps: 1e-5,
+    rope_theta: 10_000,
+    rope_interleaved: true,
+  }
+  const place = source.tokenizer ?? tokenizerBeside(path)
+  const tokenizer = place && (await readLlama2cTokenizer(place, c.vocab))
+  return { store, config, ...(tokenizer ? { tokenizer } : {}) }
+}
+
+const isTokenizerBin = (name: string) => /^tok.*\.bin$/.test(name)
+
+/** llama2.c keeps tokenizers beside models, as `tokenizer.bin` or `tok512.bin`. */
+function tokenizerBeside(path: string): FileRange | undefined {
+  const found = readdirSync(dirname(path)).filter(isTokenizerBin)
+  if (found.length > 1)
+    throw new ModelError(`${dirname(path)} holds several tokenizers (${listed(found)}); keep the model's own one beside it.`)
+  return found[0] ? { file: join(dirname(path), found[0]) } : undefined
+}
+
+async function readLlama2cTokenizer(place: FileRange, vocab: number): Promise<Tokenizer> {
+  const file = await openFile(place.file)
+  try {
+    const from = place.range?.from ?? 0
+    const to = place.range?.to ?? file.size
+    return parseLlama2cTokenizer(await file.read(from, to - from), vocab, place.file)
+  } finally {
+    await file.close()
+  }
+}
+
+async function openGgufModel(_: ResolvedSource, path: string): ReturnType<Opener> {
+  const opened = await openGguf(path)
+  const { config, store } = ggufModel(opened)
+  const tokenizer = opened.metadata.has('tokenizer.ggml.model') ? await ggufTokenizer(opened.metadata) : undefined
+  return { store, config, ...(tokenizer ? { tokenizer } : {}) }
+}

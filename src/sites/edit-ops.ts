@@ -1,0 +1,125 @@
+/** @file The table of edit ops: what each takes and what it does to the value of a site. */
+import { add, cos, div, expand, maximum, minimum, mul, scalar, sin, sqrt, sub, sum, type Tensor } from '../tensor/index.ts'
+
+/** What a parameter may be: a number; a vector over the site's last axes; any array that broadcasts against the site; a seed. */
+export type ParamKind = 'number' | 'vector' | 'array' | 'seed'
+
+/** One parameter of an edit op. */
+export interface ParamRow {
+  readonly kind: ParamKind
+  readonly doc: string
+  /** Used when the parameter is left out; without it the parameter is required, unless `oneOf` names it. */
+  readonly otherwise?: number
+}
+
+/** One edit op. */
+export interface EditOpRow {
+  readonly doc: string
+  readonly params: Readonly<Record<string, ParamRow>>
+  /** The new value. Parameters are traced tensors, so that turning them compiles nothing. */
+  readonly apply: (x: Tensor, p: Readonly<Record<string, Tensor>>) => Tensor
+  /** At least one of these must be given. */
+  readonly oneOf?: readonly string[]
+}
+
+const dot = (x: Tensor, y: Tensor) => sum(mul(x, y), [-1], true)
+const unit = (v: Tensor) => div(v, sqrt(dot(v, v)))
+const filled = (x: Tensor, value: Tensor) => expand(value, x.shape, x)
+const at = (p: Readonly<Record<string, Tensor>>, name: string) => p[name] as Tensor
+
+/** The edit ops, by the name used in edits files. */
+export const editOps = {
+  add: {
+    doc: 'Adds scale · vector.',
+    params: {
+      vector: { kind: 'array', doc: 'the direction' },
+      scale: { kind: 'number', doc: 'factor on it', otherwise: 1 },
+    },
+    apply: (x, p) => add(x, mul(at(p, 'vector'), at(p, 'scale'))),
+  },
+  set: {
+    doc: 'Replaces the value by a number, vector or array.',
+    params: { value: { kind: 'array', doc: 'the new value' } },
+    apply: (x, p) => filled(x, at(p, 'value')),
+  },
+  zero: {
+    doc: 'Replaces the value by zeros.',
+    params: {},
+    apply: (x) => filled(x, scalar(0, x.dtype)),
+  },
+  mean_ablate: {
+    doc: 'Replaces the value by its mean over a corpus.',
+    params: { mean: { kind: 'vector', doc: 'the mean' } },
+    apply: (x, p) => filled(x, at(p, 'mean')),
+  },
+  scale: {
+    doc: 'Multiplies the value by a factor.',
+    params: { factor: { kind: 'array', doc: 'a number, or one for each coordinate' } },
+    apply: (x, p) => mul(x, at(p, 'factor')),
+  },
+  clamp: {
+    doc: 'Limits each coordinate.',
+    params: { min: { kind: 'array', doc: 'lower limit' }, max: { kind: 'array', doc: 'upper limit' } },
+    oneOf: ['min', 'max'],
+    apply: (x, p) => {
+      const low = p.min ? maximum(x, p.min) : x
+      return p.max ? minimum(low, p.max) : low
+    },
+  },
+  project_out: {
+    doc: 'Removes the component along a vector.',
+    params: { vector: { kind: 'vector', doc: 'the direction; its length does not matter' } },
+    apply: (x, p) => {
+      const v = unit(at(p, 'vector'))
+      return sub(x, mul(dot(x, v), v))
+    },
+  },
+  project_to: {
+    doc: 'Sets the component along a vector to a value, leaving the rest.',
+    params: {
+      vector: { kind: 'vector', doc: 'the direction; its length does not matter' },
+      value: { kind: 'number', doc: 'the component along the unit vector' },
+    },
+    apply: (x, p) => {
+      const v = unit(at(p, 'vector'))
+      return add(x, mul(sub(at(p, 'value'), dot(x, v)), v))
+    },
+  },
+  rotate: {
+    doc: 'Turns the value in the plane of two vectors, from the first towards the second; its norm is kept.',
+    params: {
+      from: { kind: 'vector', doc: 'first direction of the plane' },
+      to: { kind: 'vector', doc: 'second direction of the plane' },
+      angle: { kind: 'number', doc: 'angle in radians' },
+    },
+    apply: (x, p) => {
+      const u = unit(at(p, 'from'))
+      const w = unit(sub(at(p, 'to'), mul(dot(at(p, 'to'), u), u)))
+      const [c, s] = [sub(cos(at(p, 'angle')), 1), sin(at(p, 'angle'))]
+      const [a, b] = [dot(x, u), dot(x, w)]
+      return add(x, add(mul(sub(mul(a, c), mul(b, s)), u), mul(add(mul(b, c), mul(a, s)), w)))
+    },
+  },
+  affine: {
+    doc: 'scale · value + shift, coordinate by coordinate.',
+    params: {
+      scale: { kind: 'array', doc: 'factor', otherwise: 1 },
+      shift: { kind: 'array', doc: 'added after', otherwise: 0 },
+    },
+    oneOf: ['scale', 'shift'],
+    apply: (x, p) => add(mul(x, at(p, 'scale')), at(p, 'shift')),
+  },
+  replace: {
+    doc: 'Replaces the value by a recorded activation, position by position; positions beyond the record are left alone.',
+    params: { value: { kind: 'array', doc: 'the record, [pos, …] or [batch, pos, …] as it was returned' } },
+    apply: (x, p) => filled(x, at(p, 'value')),
+  },
+  noise: {
+    doc: 'Adds Gaussian noise; the same seed gives the same noise at the same row, position and coordinate.',
+    params: { std: { kind: 'number', doc: 'standard deviation' }, seed: { kind: 'seed', doc: 'integer', otherwise: 0 } },
+    apply: (x, p) => add(x, mul(at(p, 'seed'), at(p, 'std'))),
+  },
+} as const satisfies Readonly<Record<string, EditOpRow>>
+
+/** Names of edit ops. */
+export type EditOpName = keyof typeof editOps

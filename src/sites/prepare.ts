@@ -1,0 +1,302 @@
+/** @file Edits made ready for one model: sites resolved, parameters checked against their shapes, inputs computed for each step. */
+import { EditError, SiteError } from '../base/errors.ts'
+import { type NDArray, sizeOf } from '../base/types.ts'
+import type { DecoderSpec } from '../models/spec.ts'
+import type { SiteInfo, SiteResolver } from './address.ts'
+import type { ParamRow } from './edit-ops.ts'
+import { checkEdit, type DataEdit, type Edit, type EditContext, type FunctionEdit, labelOf, opRow, toArray } from './edits.ts'
+import { gaussianAt } from './noise.ts'
+import type { AxisName } from './vocabulary.ts'
+import { layerAllowed, maskOf, needsMask, type StepLayout, type When, type Where } from './where.ts'
+
+/** A parameter, aligned with the last axes of its site. */
+export interface PreparedParam {
+  readonly array: NDArray<Float32Array>
+  /** Axes of the site that the array's axes stand for. */
+  readonly axes: readonly AxisName[]
+  /** It has a value for each position, so that it is laid out anew at each step. */
+  readonly positional: boolean
+  /** Seed of noise that is drawn for each step. */
+  readonly seed?: number
+}
+
+/** An edit at one site. */
+export interface PreparedEdit {
+  readonly edit: Edit
+  /** `add at resid_post.3` */
+  readonly label: string
+  readonly info: SiteInfo
+  readonly params: ReadonlyMap<string, PreparedParam>
+  /** A mask over positions is fed. */
+  readonly masked: boolean
+  readonly when?: { readonly info: SiteInfo; readonly vector: NDArray<Float32Array>; readonly threshold: number; readonly above: boolean }
+  /** Sites that a function edit reads. */
+  readonly reads: readonly SiteInfo[]
+  /** Name under which it is fed: `edit.0`. */
+  readonly key: string
+  /** What of it is part of the compiled program. */
+  readonly structure: string
+}
+
+/** Length of a named axis in a model; undefined for those known only at run time. */
+export function axisSize(axis: AxisName, spec: DecoderSpec): number | undefined {
+  const sizes: Readonly<Partial<Record<AxisName, number>>> = {
+    d_model: spec.dModel,
+    d_mlp: spec.dMlp,
+    d_vocab: spec.vocab,
+    d_head: spec.headDim,
+    head: spec.heads,
+    kv_head: spec.kvHeads,
+    one: 1,
+  }
+  return sizes[axis]
+}
+
+const functionIds = new WeakMap<object, number>()
+let nextFunctionId = 0
+function functionId(f: object): number {
+  let id = functionIds.get(f)
+  if (id === undefined) {
+    id = nextFunctionId++
+    functionIds.set(f, id)
+  }
+  return id
+}
+
+/**
+ * Resolves edits for a model, in order.
+ * @throws EditError, SiteError for what can never fire, does not fit, or does not exist.
+ */
+export function prepareEdits(edits: readonly Edit[], resolver: SiteResolver, spec: DecoderSpec): PreparedEdit[] {
+  const out: PreparedEdit[] = []
+  for (const [i, value] of edits.entries()) {
+    const edit = checkEdit(value, i)
+    const where = edit.where ?? {}
+    const infos = resolver.many(edit.site).filter((info) => layerAllowed(where, info.layer, spec.layers))
+    if (infos.length === 0)
+      throw new EditError(`The edit ${labelOf(edit)} can never fire: its 'where.layers' leaves no layer of '${edit.site}'.`)
+    for (const info of infos) out.push(prepareOne(edit, info, where, resolver, spec, out.length))
+  }
+  return out
+}
+
+function prepareOne(edit: Edit, info: SiteInfo, where: Where, resolver: SiteResolver, spec: DecoderSpec, index: number): PreparedEdit {
+  const label = `${edit.op} at ${info.site}`
+  const params = edit.op === 'function' ? new Map<string, PreparedParam>() : prepareParams(edit, info, label, spec)
+  const when = where.when ? prepareWhen(where.when, resolver, label, spec) : undefined
+  const positional = [...params.values()].some((p) => p.positional && p.seed === undefined)
+  const masked = needsMask(where) || positional || when !== undefined
+  if (masked && !info.row.axes.includes('pos'))
+    throw new EditError(`The edit ${label} cannot have a 'where' on positions: the site has none.`)
+  const reads = edit.op === 'function' ? edit.reads.map((r) => resolver.one(r)) : []
+  const shape = [...params].map(([name, p]) => `${name}:${p.array.shape.map((n, i) => (n === 1 ? 1 : p.axes[i])).join('x')}`).join(',')
+  const id = edit.op === 'function' ? `#${functionId(edit.apply)}(${edit.reads.join()})` : ''
+  const structure = `${edit.op}${id}@${info.site}(${shape})${masked ? ' masked' : ''}${when ? ` when ${when.info.site} ${when.above ? '>' : '<'}` : ''}`
+  return { edit, label, info, params, masked, ...(when ? { when } : {}), reads, key: `edit.${index}`, structure }
+}
+
+function prepareWhen(when: When, resolver: SiteResolver, label: string, spec: DecoderSpec) {
+  const info = resolver.one(when.site)
+  const axes = info.row.axes
+  if (axes.length !== 3 || axes[0] !== 'batch' || axes[1] !== 'pos')
+    throw new EditError(`The 'where.when' of ${label} must read a site of axes [batch, pos, …], not '${info.site}' [${axes.join(', ')}].`)
+  const vector = toArray(when.vector as number[], label)
+  const width = axisSize(axes[2] as AxisName, spec)
+  if (vector.shape.length !== 1 || vector.shape[0] !== width)
+    throw new EditError(
+      `The vector in 'where.when' of ${label} has shape [${vector.shape.join(', ')}], but '${info.site}' is ${width} wide.`,
+    )
+  const above = when.above !== undefined
+  return { info, vector, threshold: (above ? when.above : when.below) as number, above }
+}
+
+function prepareParams(edit: DataEdit, info: SiteInfo, label: string, spec: DecoderSpec): Map<string, PreparedParam> {
+  const row = opRow(edit.op)
+  const out = new Map<string, PreparedParam>()
+  for (const [name, p] of Object.entries(row.params) as [string, ParamRow][]) {
+    const value = edit.params?.[name] ?? p.otherwise
+    if (value === undefined) continue
+    if (p.kind === 'seed') {
+      if (!Number.isInteger(value)) throw new EditError(`The parameter '${name}' of the edit ${label} must be an integer.`)
+      out.set(name, {
+        array: { dtype: 'float32', shape: [], data: new Float32Array(1) },
+        axes: info.row.axes,
+        positional: true,
+        seed: value as number,
+      })
+      continue
+    }
+    const array = toArray(value, label)
+    if (p.kind === 'number' && array.data.length !== 1)
+      throw new EditError(`The parameter '${name}' of the edit ${label} must be one number, not an array of ${array.data.length}.`)
+    const prepared =
+      p.kind === 'number' ? { array: { ...array, shape: [] }, axes: [], positional: false } : align(array, info, name, label, spec)
+    if (p.kind === 'vector' && (prepared.positional || array.shape.length === 0))
+      throw new EditError(`The parameter '${name}' of the edit ${label} must be a vector, not of shape [${array.shape.join(', ')}].`)
+    out.set(name, prepared)
+  }
+  checkDirections(edit, out, label)
+  return out
+}
+
+/** Lays an array against the last axes of its site. */
+function align(array: NDArray<Float32Array>, info: SiteInfo, name: string, label: string, spec: DecoderSpec): PreparedParam {
+  const { axes } = info.row
+  const wrong = () => {
+    const wanted = axes.map((a) => axisSize(a, spec) ?? a).join(', ')
+    return new EditError(
+      `The parameter '${name}' of the edit ${label} has shape [${array.shape.join(', ')}], which does not fit the site's [${wanted}]; a vector must be ${axisSize(axes.at(-1) as AxisName, spec) ?? 'as'} wide.`,
+    )
+  }
+  let { shape } = array
+  const perHead = axes.slice(-2).map((a) => axisSize(a, spec))
+  // One flat vector for all heads is what other tools store for z.
+  if (
+    shape.length === 1 &&
+    perHead.length === 2 &&
+    axes[2] !== 'pos' &&
+    perHead.every((n) => n !== undefined) &&
+    shape[0] === (perHead[0] as number) * (perHead[1] as number) &&
+    axes.length === 4
+  )
+    shape = perHead as number[]
+  if (shape.length > axes.length) throw wrong()
+  const own = axes.slice(axes.length - shape.length)
+  let positional = false
+  for (const [i, n] of shape.entries()) {
+    const size = axisSize(own[i] as AxisName, spec)
+    if (size === undefined) positional ||= n !== 1
+    else if (n !== 1 && n !== size) throw wrong()
+  }
+  if (shape.length === 1 && shape[0] === 1 && axisSize(own[0] as AxisName, spec) !== 1) shape = []
+  return { array: { ...array, shape }, axes: own.slice(own.length - shape.length), positional }
+}
+
+function checkDirections(edit: DataEdit, params: ReadonlyMap<string, PreparedParam>, label: string): void {
+  if (!['project_out', 'project_to', 'rotate'].includes(edit.op)) return
+  for (const [name, p] of params)
+    if (p.array.shape.length > 0 && p.array.data.every((v) => v === 0))
+      throw new EditError(`The parameter '${name}' of the edit ${label} is a zero vector, which has no direction.`)
+  const [a, b] = [params.get('from')?.array.data, params.get('to')?.array.data]
+  if (!a || !b) return
+  const dot = (x: Float32Array, y: Float32Array) => x.reduce((s, v, i) => s + v * (y[i] as number), 0)
+  if (Math.abs(dot(a, b)) >= (1 - 1e-6) * Math.sqrt(dot(a, a) * dot(b, b)))
+    throw new EditError(`The vectors 'from' and 'to' of the edit ${label} are parallel, so they span no plane to turn in.`)
+}
+
+/** What the caller's rows look like, for parameters that come in the caller's padding. */
+export interface CallerLayout {
+  /** Column of the caller's array at which position p of row b stands. */
+  readonly columns: readonly (readonly number[])[]
+}
+
+/** Counts what fired on the host side during a run, by edit key. */
+export type FireCounts = Map<string, number>
+
+/** Values of an edit's inputs for one step. */
+export function feedsOf(
+  e: PreparedEdit,
+  step: StepLayout,
+  caller: CallerLayout | undefined,
+  total: number,
+  spec: DecoderSpec,
+  fired: FireCounts,
+): Record<string, NDArray> {
+  const feeds: Record<string, NDArray> = {}
+  const batch = step.rows.length
+  const { mask, fired: count } = e.masked ? maskOf(e.edit.where ?? {}, step) : { mask: undefined, fired: batch * step.width }
+  for (const [name, p] of e.params) {
+    const input = `${e.key}.${name}`
+    if (p.seed !== undefined) feeds[input] = noiseArray(e, p.seed, step, total, spec)
+    else if (p.positional) feeds[input] = positionalArray(p, e, step, caller, total, spec, mask as Uint8Array)
+    else feeds[input] = p.array
+  }
+  if (mask) feeds[`${e.key}.mask`] = { dtype: 'bool', shape: [batch, step.width], data: mask }
+  if (e.when) {
+    feeds[`${e.key}.when`] = e.when.vector
+    feeds[`${e.key}.threshold`] = { dtype: 'float32', shape: [], data: Float32Array.of(e.when.threshold) }
+  }
+  // With a probe's condition the program itself counts.
+  if (!e.when) fired.set(e.key, (fired.get(e.key) ?? 0) + (mask ? mask.reduce((a, v) => a + v, 0) : count))
+  return feeds
+}
+
+function stepShape(axes: readonly AxisName[], batch: number, width: number, total: number, spec: DecoderSpec): number[] {
+  const dynamic: Readonly<Partial<Record<AxisName, number>>> = { batch, pos: width, key: total }
+  return axes.map((a) => dynamic[a] ?? (axisSize(a, spec) as number))
+}
+
+function noiseArray(e: PreparedEdit, seed: number, step: StepLayout, total: number, spec: DecoderSpec): NDArray {
+  const axes = e.info.row.axes
+  if (axes.includes('key')) throw new SiteError(`The edit ${e.label} is not defined: noise needs a site of axes [batch, pos, …].`)
+  const shape = stepShape(axes, step.rows.length, step.width, total, spec)
+  const width = sizeOf(shape.slice(2))
+  const data = new Float32Array(sizeOf(shape))
+  for (let b = 0; b < step.rows.length; b++)
+    for (let c = 0; c < step.width; c++) {
+      const position = (step.start[b] as number) + c
+      for (let i = 0; i < width; i++) data[(b * step.width + c) * width + i] = gaussianAt(seed, e.info.site, b, position, i)
+    }
+  return { dtype: 'float32', shape, data }
+}
+
+/** Lays a recorded array out for one step; positions beyond the record are taken out of the mask. */
+function positionalArray(
+  p: PreparedParam,
+  e: PreparedEdit,
+  step: StepLayout,
+  caller: CallerLayout | undefined,
+  total: number,
+  spec: DecoderSpec,
+  mask: Uint8Array,
+): NDArray {
+  const { shape: from, data: source } = p.array
+  const axes = e.info.row.axes
+  const batch = step.rows.length
+  const shape = stepShape(axes, batch, step.width, total, spec)
+  const data = new Float32Array(sizeOf(shape))
+  const missing = axes.length - from.length
+  const size = (i: number) => (i < missing ? 1 : (from[i - missing] as number))
+  const batchAxis = axes.indexOf('batch')
+  if (size(batchAxis) !== 1 && size(batchAxis) !== batch)
+    throw new EditError(`The edit ${e.label} has values for ${size(batchAxis)} rows, but the batch has ${batch}.`)
+  const column = (b: number, position: number, length: number) => {
+    const c =
+      caller && length === (caller.columns[b]?.length ?? -1) + padding(caller, b, length) ? (caller.columns[b]?.[position] ?? -1) : position
+    return c < length ? c : -1
+  }
+  const index = new Array<number>(axes.length).fill(0)
+  for (let flat = 0; flat < data.length; flat++) {
+    let offset = 0
+    let inside = true
+    for (const [i, axis] of axes.entries()) {
+      const n = size(i)
+      let at = n === 1 ? 0 : (index[i] as number)
+      if (n !== 1 && axis === 'pos')
+        at = column(index[batchAxis] as number, (step.start[index[batchAxis] as number] as number) + (index[i] as number), n)
+      if (n !== 1 && axis === 'key') at = column(index[batchAxis] as number, index[i] as number, n)
+      if (at < 0) {
+        inside = false
+        if (axis === 'pos') mask[(index[batchAxis] as number) * step.width + (index[i] as number)] = 0
+        break
+      }
+      offset = offset * n + at
+    }
+    if (inside) data[flat] = source[offset] as number
+    for (let i = axes.length - 1; i >= 0; i--) {
+      index[i] = (index[i] as number) + 1
+      if ((index[i] as number) < (shape[i] as number)) break
+      index[i] = 0
+    }
+  }
+  return { dtype: 'float32', shape, data }
+}
+
+/** Columns of the caller's row that hold no token, when the record is as wide as the caller's batch. */
+function padding(caller: CallerLayout, row: number, width: number): number {
+  return width - (caller.columns[row]?.length ?? 0)
+}
+
+/** Whether an edit is a function. */
+export const isFunction = (e: Edit): e is FunctionEdit => e.op === 'function'
+export type { EditContext }

@@ -1,0 +1,162 @@
+/** @file From a traced model, edits and taps to the graph that is compiled. */
+import { EditError, SiteError } from '../base/errors.ts'
+import { attentionOp, type TracedModel } from '../models/traced.ts'
+import {
+  and,
+  cast,
+  greater,
+  input,
+  less,
+  mul,
+  Rewriter,
+  type Shape,
+  squeeze,
+  sum,
+  type Tensor,
+  type TensorRule,
+  topological,
+  unsqueeze,
+  where,
+} from '../tensor/index.ts'
+import { opRow } from './edits.ts'
+import type { PreparedEdit } from './prepare.ts'
+import type { AxisName } from './vocabulary.ts'
+
+/** A rewritten model: what it computes, by name. */
+export interface EditedGraph {
+  readonly logits: Tensor
+  readonly caches: TracedModel['caches']
+  /** Values of the tapped sites, after all edits there. */
+  readonly taps: ReadonlyMap<string, Tensor>
+  /** Number of positions at which an edit with a probe's condition fired, by edit key. */
+  readonly fired: ReadonlyMap<string, Tensor>
+}
+
+/** What a rewrite is asked for. */
+export interface RewriteRequest {
+  readonly edits: readonly PreparedEdit[]
+  /** Canonical sites to read. */
+  readonly taps: readonly string[]
+  /** Write out all attention, since positions are not the slots. */
+  readonly expandAttention?: boolean
+  /** What the caller will use; an edit on which none of it depends can never fire. */
+  readonly uses: { readonly logits: boolean; readonly caches: boolean }
+}
+
+/** Applies edits to a traced model. Taps see the value after the edits at their site; edits at one site act in order. */
+export function rewriteModel(traced: TracedModel, request: RewriteRequest): EditedGraph {
+  const { model, sites } = expandInner(traced, request)
+  const siteOf = (site: string) => {
+    const t = sites.get(site)
+    if (!t) throw new SiteError(`The site '${site}' is not part of this graph.`)
+    return t
+  }
+  const fired = new Map<string, Tensor>()
+  const rules = new Map<Tensor, TensorRule[]>()
+  for (const e of request.edits) {
+    const target = siteOf(e.info.site)
+    const list = rules.get(target) ?? []
+    list.push(ruleOf(e, target, siteOf, fired))
+    rules.set(target, list)
+  }
+  checkReach(request, model, siteOf)
+  const rewriter = new Rewriter({ tensors: rules })
+  const taps = new Map(request.taps.map((site) => [site, rewriter.map(siteOf(site))]))
+  const logits = rewriter.map(model.logits)
+  const caches = model.caches.map((c) => ({ keys: rewriter.map(c.keys), values: rewriter.map(c.values) }))
+  return { logits, caches, taps, fired }
+}
+
+/** Writes out the composites in which a wanted site hides. */
+function expandInner(
+  traced: TracedModel,
+  request: RewriteRequest,
+): { model: Pick<TracedModel, 'logits' | 'caches'>; sites: ReadonlyMap<string, Tensor> } {
+  const wanted = new Set([
+    ...request.taps,
+    ...request.edits.flatMap((e) => [e.info.site, ...(e.when ? [e.when.info.site] : []), ...e.reads.map((r) => r.site)]),
+  ])
+  const hidden = [...wanted].filter((site) => !traced.sites.has(site) && traced.inner.has(site))
+  if (hidden.length === 0 && !request.expandAttention) return { model: traced, sites: traced.sites }
+  const nodes = new Set(hidden.map((site) => (traced.inner.get(site) as { of: Tensor }).of.node))
+  const rewriter = new Rewriter({ expand: (node) => nodes.has(node) || (request.expandAttention === true && node.op.name === attentionOp) })
+  const sites = new Map<string, Tensor>()
+  for (const [site, t] of traced.sites) sites.set(site, rewriter.map(t))
+  const model = {
+    logits: rewriter.map(traced.logits),
+    caches: traced.caches.map((c) => ({ keys: rewriter.map(c.keys), values: rewriter.map(c.values) })),
+  }
+  for (const site of hidden) {
+    const { of, name } = traced.inner.get(site) as { of: Tensor; name: string }
+    const value = rewriter.expansions.get(of.node)?.inner?.[name]
+    if (value) sites.set(site, value)
+  }
+  return { model, sites }
+}
+
+function checkReach(request: RewriteRequest, model: Pick<TracedModel, 'logits' | 'caches'>, siteOf: (site: string) => Tensor): void {
+  if (request.edits.length === 0) return
+  const roots = request.taps.map(siteOf)
+  if (request.uses.logits) roots.push(model.logits)
+  if (request.uses.caches) for (const c of model.caches) roots.push(c.keys, c.values)
+  const reached = new Set(topological(roots))
+  for (const e of request.edits)
+    if (!reached.has(siteOf(e.info.site).node))
+      throw new EditError(`The edit ${e.label} can never fire: nothing that was asked for is computed from that site.`)
+}
+
+function ruleOf(e: PreparedEdit, target: Tensor, siteOf: (site: string) => Tensor, fired: Map<string, Tensor>): TensorRule {
+  const { edit, when, key, info } = e
+  const own = (t: Tensor) => t === target
+  const readTargets = [...(when ? [siteOf(when.info.site)] : []), ...e.reads.map((r) => siteOf(r.site))]
+  return {
+    label: e.label,
+    reads: readTargets.filter((t) => !own(t)),
+    apply: (value, mapped) => {
+      const others = [...mapped]
+      const read = readTargets.map((t) => (own(t) ? value : (others.shift() as Tensor)))
+      const edited =
+        edit.op === 'function'
+          ? edit.apply(value, {
+              site: info.site,
+              ...(info.layer === undefined ? {} : { layer: info.layer }),
+              read: (site) => {
+                const i = e.reads.findIndex((r) => r.site === site || r.aliases.includes(site))
+                if (i < 0) throw new EditError(`The edit ${e.label} reads '${site}' without saying so; name it in 'reads'.`)
+                return read[i + (when ? 1 : 0)] as Tensor
+              },
+            })
+          : opRow(edit.op).apply(value, paramInputs(e, value))
+      if (!e.masked) return edited
+      let mask = input(`${key}.mask`, 'bool', ['batch', 'pos'])
+      if (when) {
+        const along = squeeze(sum(mul(read[0] as Tensor, input(`${key}.when`, 'float32', when.vector.shape)), [-1], true), 2)
+        const threshold = input(`${key}.threshold`, 'float32', [])
+        mask = and(mask, when.above ? greater(along, threshold) : less(along, threshold))
+        fired.set(key, sum(cast(mask, 'float32')))
+      }
+      return where(alongSite(mask, info.row.axes), edited, value)
+    },
+  }
+}
+
+function paramInputs(e: PreparedEdit, value: Tensor): Record<string, Tensor> {
+  const out: Record<string, Tensor> = {}
+  for (const [name, p] of e.params) {
+    // Positional parameters are laid out in full at each step; others keep their own axes.
+    const shape: Shape = p.positional
+      ? value.shape
+      : p.array.shape.map((n, i) => (n === 1 ? 1 : (value.shape[value.rank - p.array.shape.length + i] as number)))
+    out[name] = input(`${e.key}.${name}`, 'float32', shape)
+  }
+  return out
+}
+
+/** A mask [batch, pos] with axes of length 1 where the site has others. */
+function alongSite(mask: Tensor, axes: readonly AxisName[]): Tensor {
+  const pos = axes.indexOf('pos')
+  let out = mask
+  for (let i = 1; i < pos; i++) out = unsqueeze(out, i)
+  for (let i = pos + 1; i < axes.length; i++) out = unsqueeze(out, i)
+  return out
+}
