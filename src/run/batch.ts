@@ -49,7 +49,7 @@ export function batchOfTensors(input: { input_ids: NDArray; attention_mask?: NDA
     return m
   }
   const mask = input.attention_mask && same(matrix(input.attention_mask, 'attention_mask'), 'attention_mask')
-  const columns = ids.map((r, b) => r.map((_, c) => c).filter((c) => !mask || mask[b]?.[c] !== 0))
+  const columns = ids.map((r, b) => r.map((_, c) => c).filter((c) => mask?.[b]?.[c] !== 0))
   const rows = columns.map((cs, b) => cs.map((c) => ids[b]?.[c] as number))
   if (!input.position_ids) return { rows, columns, width }
   const given = same(matrix(input.position_ids, 'position_ids'), 'position_ids')
