@@ -31,6 +31,12 @@ export const inputNames = {
 /** Name of a cache input. */
 export const cacheName = (part: 'keys' | 'values', layer: number) => `past_${part}.${layer}`
 
+/** Name of the input that is added at a residual site. */
+export const slotName = (site: string) => `slot:${site}`
+
+/** Sites that have a slot, without their layer. */
+export const slotSites: readonly string[] = ['resid_pre', 'resid_mid', 'resid_post']
+
 /** A traced model: outputs, sites by canonical name, and caches by layer. */
 export interface TracedModel {
   /** [batch, pos, d_vocab], or [batch, 1, d_vocab] when traced for the last position only. */
@@ -51,6 +57,8 @@ export interface TraceOptions {
   readonly cache: boolean
   /** Rotary positions come from the input `positions` instead of being the slots. */
   readonly explicitPositions: boolean
+  /** Residual sites have a place where additive edits are fed, so that none of them compiles anew. */
+  readonly slots: boolean
   /** Final norm and logits only at the last valid position of each row. */
   readonly lastOnly: boolean
 }

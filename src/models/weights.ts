@@ -2,7 +2,7 @@
 import { listed, ModelError, nearest, throwIfCancelled } from '../base/errors.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { NDArray } from '../base/types.ts'
-import { input, type Tensor, type WeightRef, weight } from '../tensor/index.ts'
+import { input, type Tensor, type WeightRef, weight, weightBytes } from '../tensor/index.ts'
 import type { WeightStore } from './formats/index.ts'
 import { ropeTables } from './rope.ts'
 import type { DecoderSpec } from './spec.ts'
@@ -26,7 +26,7 @@ export class ModelWeights {
   constructor(name: string, refs: ReadonlyMap<string, WeightRef>) {
     this.name = name
     this.refs = refs
-    this.bytes = [...refs.values()].reduce((sum, r) => sum + ('path' in r.place ? r.place.bytes : r.place.data.byteLength), 0)
+    this.bytes = [...refs.values()].reduce((sum, r) => sum + weightBytes(r), 0)
   }
 
   /** A weight of the given shape; refuses a missing one and another shape. */
@@ -101,15 +101,16 @@ export function parametersOf(
   }
 }
 
+/** Writes tensors as float32 into files and says where each lies. */
+export type Convert = (store: WeightStore, names: readonly string[]) => Promise<ReadonlyMap<string, { path: string; offset: number }>>
+
 /**
  * Weights as float32 in place: tensors that are stored so are mapped where they lie, others are converted.
  * @param convert writes converted tensors to a file and says where each lies; in memory when absent.
  */
 export async function weightsOf(
   store: WeightStore,
-  options: WorkOptions & {
-    convert?: (store: WeightStore, names: readonly string[]) => Promise<ReadonlyMap<string, { path: string; offset: number }>>
-  },
+  options: WorkOptions & { readonly convert?: Convert | undefined },
 ): Promise<ModelWeights> {
   const refs = new Map<string, WeightRef>()
   const toConvert: string[] = []

@@ -2,12 +2,13 @@
 import type { NDArray } from '../base/types.ts'
 import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
-import type { TracedModel, TraceOptions } from '../models/traced.ts'
+import { slotName, slotSites, type TracedModel, type TraceOptions } from '../models/traced.ts'
 import { traceDecoder } from '../models/trunks/decoder.ts'
 import { type ModelWeights, parametersOf } from '../models/weights.ts'
-import { SiteResolver } from '../sites/address.ts'
-import type { PreparedEdit } from '../sites/prepare.ts'
-import { type EditedGraph, rewriteModel } from '../sites/rewrite.ts'
+import { type SiteInfo, SiteResolver } from '../sites/address.ts'
+import { type CallerLayout, type FireCounts, feedsOf, neverFires, type PreparedEdit, slotFeeds, splitSlots } from '../sites/prepare.ts'
+import { rewriteModel } from '../sites/rewrite.ts'
+import type { StepLayout } from '../sites/where.ts'
 import { type Device, Program, SessionCache, type Tensor } from '../tensor/index.ts'
 
 /** How programs of a model are compiled: one session, one session for each block, or what suits its size and use. */
@@ -23,26 +24,34 @@ export interface CoreOptions {
   readonly memory: number
 }
 
-/** A model of this size compiles faster than one notices: it is always compiled as a whole. */
+/** A model of this size compiles faster than one notices: it is compiled as a whole. */
 const smallBytes = 128e6
-/** Runs of one structure after which it is worth compiling a large model as a whole. */
-const hotRuns = 3
+/** Bytes of weights to a session when a model is compiled in segments: few enough to recompile within a tenth of a second. */
+const segmentBytes = 48e6
 
 /** Which program is wanted. */
 export interface ProgramRequest {
   readonly edits: readonly PreparedEdit[]
+  /** Canonical sites to read. */
   readonly taps: readonly string[]
   readonly logits: 'all' | 'last' | 'none'
   readonly cache: boolean
   readonly explicitPositions: boolean
 }
 
-interface ProgramEntry {
-  readonly graph: EditedGraph
-  readonly outputs: Record<string, Tensor>
-  fused?: Promise<Program>
-  segmented?: Promise<Program>
-  runs: number
+/** A program, with what must be fed to it and fetched from it for one request. */
+export interface PreparedProgram {
+  /** Values of the edits' inputs for one step; counts where they fire. */
+  feeds(step: StepLayout, caller: CallerLayout | undefined, total: number, fired: FireCounts): Record<string, NDArray>
+  run(feeds: Readonly<Record<string, NDArray>>, into?: Readonly<Record<string, NDArray>>): Promise<Record<string, NDArray>>
+}
+
+/** Names of a program's outputs. */
+export const outputNames = {
+  logits: 'logits',
+  tap: (site: string) => `tap:${site}`,
+  fired: (edit: string) => `fired:${edit}`,
+  cache: (part: 'keys' | 'values', layer: number) => `${part}:${layer}`,
 }
 
 /** The shared part of a loaded model. */
@@ -55,7 +64,7 @@ export class ModelCore {
   readonly sessions: SessionCache
   private readonly parameters: ReturnType<typeof parametersOf>
   private readonly traced = new Map<string, TracedModel>()
-  private readonly programs = new Map<string, ProgramEntry>()
+  private readonly programs = new Map<string, Promise<Program>>()
 
   constructor(spec: DecoderSpec, weights: ModelWeights, tokenizer: Tokenizer | undefined, options: CoreOptions) {
     this.spec = spec
@@ -65,11 +74,6 @@ export class ModelCore {
     this.resolver = new SiteResolver(spec)
     this.sessions = new SessionCache(options.memory)
     this.parameters = parametersOf(spec, weights, options.contextLength)
-  }
-
-  /** Values of inputs that are the same in every run. */
-  get constantFeeds(): Readonly<Record<string, NDArray>> {
-    return this.parameters.feeds
   }
 
   /** The traced graph of a kind of run. */
@@ -84,60 +88,94 @@ export class ModelCore {
   }
 
   /** The program for a request; the same structure gives the same program, whatever the numbers. */
-  async program(request: ProgramRequest): Promise<{ program: Program; graph: EditedGraph }> {
-    const key = JSON.stringify([
-      request.edits.map((e) => [e.key, e.structure]),
-      request.taps,
-      request.logits,
-      request.cache,
-      request.explicitPositions,
-    ])
-    let entry = this.programs.get(key)
-    if (!entry) {
-      entry = this.build(request)
-      this.programs.set(key, entry)
+  async program(request: ProgramRequest): Promise<PreparedProgram> {
+    const { spec } = this
+    const segmented = this.segmented(request)
+    // Generation keeps its slots open, so that turning to another layer compiles nothing; so does a run once it adds something.
+    // In segments an edit compiles one of them, where opening slots would compile all.
+    const hasSlot = (site: SiteInfo) => !segmented && slotSites.includes(site.row.name)
+    const { slotted, compiled } = splitSlots(request.edits, hasSlot)
+    const slots = request.cache || slotted.length > 0
+    const readsEnd = [...request.taps, ...compiled.map((e) => e.info.site)].some((s) => s === 'logits' || s.startsWith('final_norm'))
+    const traceOptions = {
+      cache: request.cache,
+      explicitPositions: request.explicitPositions,
+      slots,
+      lastOnly: request.logits === 'last' && !readsEnd,
     }
-    const compile = (segmented: boolean) =>
-      Program.of(entry.outputs, {
-        cache: this.sessions,
-        device: this.options.device,
-        ...(this.options.threads ? { threads: this.options.threads } : {}),
-        segmented,
-      })
-    entry.runs++
-    if (this.fuses(entry, request)) {
-      entry.fused ??= compile(false)
-      return { program: await entry.fused, graph: entry.graph }
+    const whole = request.logits !== 'none'
+    // Where everything is computed anyway, residual sites are outputs at hand: reading one more compiles nothing.
+    const ready = whole && !request.cache ? this.residualSites() : []
+    const taps = [...new Set([...ready, ...request.taps])]
+    const key = JSON.stringify([compiled.map((e) => [e.key, e.structure]), taps, request.logits, traceOptions])
+    let program = this.programs.get(key)
+    if (!program) {
+      program = this.build(compiled, taps, request, traceOptions)
+      this.programs.set(key, program)
+      // A graph that was refused must be refused again with its own sentence.
+      program.catch(() => this.programs.delete(key))
     }
-    entry.segmented ??= compile(true)
-    return { program: await entry.segmented, graph: entry.graph }
+    const built = await program
+    const slotNames = slots
+      ? [...built.inputs.keys()].filter((n) => n.startsWith(slotName(''))).map((n) => n.slice(slotName('').length))
+      : []
+    for (const e of slotted) if (!slotNames.includes(e.info.site)) throw neverFires(e)
+    const names = [
+      ...(whole ? [outputNames.logits] : []),
+      ...request.taps.map(outputNames.tap),
+      ...compiled.filter((e) => e.when).map((e) => outputNames.fired(e.key)),
+      ...(request.cache
+        ? [...Array(spec.layers).keys()].flatMap((l) => [outputNames.cache('keys', l), outputNames.cache('values', l)])
+        : []),
+    ]
+    return {
+      feeds: (step, caller, total, fired) => {
+        const feeds: Record<string, NDArray> = { ...this.parameters.feeds, ...slotFeeds(slotNames, slotted, step, spec.dModel, fired) }
+        for (const e of compiled) Object.assign(feeds, feedsOf(e, step, caller, total, spec, fired))
+        return feeds
+      },
+      run: (feeds, into) => built.run(feeds, { ...(into ? { into } : {}), fetch: names }),
+    }
   }
 
-  private fuses(entry: ProgramEntry, request: ProgramRequest): boolean {
+  /** One token costs little, so that the borders between sessions would show: generation is compiled as a whole. */
+  private segmented(request: ProgramRequest): boolean {
     const { compile } = this.options
-    if (compile !== 'auto') return compile === 'fused'
-    return request.cache || this.weights.bytes <= smallBytes || entry.runs > hotRuns
+    return compile === 'auto' ? !request.cache && this.weights.bytes > smallBytes : compile === 'segmented'
   }
 
-  private build(request: ProgramRequest): ProgramEntry {
-    const readsEnd = [...request.taps, ...request.edits.map((e) => e.info.site)].some((s) => s === 'logits' || s.startsWith('final_norm'))
-    const lastOnly = request.logits === 'last' && !readsEnd
-    const traced = this.trace({ cache: request.cache, explicitPositions: request.explicitPositions, lastOnly })
-    const graph = rewriteModel(traced, {
-      edits: request.edits,
-      taps: request.taps,
+  private residualSites(): string[] {
+    return Array.from({ length: this.spec.layers }, (_, l) => `resid_post.${l}`)
+  }
+
+  private async build(
+    edits: readonly PreparedEdit[],
+    taps: readonly string[],
+    request: ProgramRequest,
+    traceOptions: TraceOptions,
+  ): Promise<Program> {
+    const graph = rewriteModel(this.trace(traceOptions), {
+      edits,
+      taps,
       expandAttention: request.explicitPositions && this.spec.positions.kind === 'rotary',
       uses: { logits: request.logits !== 'none', caches: request.cache },
     })
     const outputs: Record<string, Tensor> = {}
-    if (request.logits !== 'none') outputs.logits = graph.logits
-    for (const [site, t] of graph.taps) outputs[`tap:${site}`] = t
-    for (const [key, t] of graph.fired) outputs[`fired:${key}`] = t
+    if (request.logits !== 'none') outputs[outputNames.logits] = graph.logits
+    for (const [site, t] of graph.taps) outputs[outputNames.tap(site)] = t
+    for (const [key, t] of graph.fired) outputs[outputNames.fired(key)] = t
     for (const [layer, c] of graph.caches.entries()) {
-      outputs[`keys:${layer}`] = c.keys
-      outputs[`values:${layer}`] = c.values
+      outputs[outputNames.cache('keys', layer)] = c.keys
+      outputs[outputNames.cache('values', layer)] = c.values
     }
-    return { graph, outputs, runs: 0 }
+    const { compile, device, threads } = this.options
+    return Program.of(outputs, {
+      cache: this.sessions,
+      device,
+      ...(threads ? { threads } : {}),
+      segmented: this.segmented(request),
+      segmentBytes: compile === 'auto' ? segmentBytes : 0,
+    })
   }
 
   /** Frees all sessions; a later run compiles anew. */

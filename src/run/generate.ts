@@ -4,9 +4,9 @@ import type { NDArray } from '../base/types.ts'
 import { checkSampling, Sampler, type SamplingOptions } from '../models/sampling.ts'
 import { createDecoder } from '../models/text/tokenizer.ts'
 import { cacheName } from '../models/traced.ts'
-import { type FireCounts, feedsOf, type PreparedEdit } from '../sites/prepare.ts'
+import type { FireCounts, PreparedEdit } from '../sites/prepare.ts'
 import { Activation, type Batch, batchOfRows, checkBatch, stepFeeds, toCaller } from './batch.ts'
-import type { ModelCore } from './core.ts'
+import { type ModelCore, outputNames } from './core.ts'
 import { resolveTaps, type TapSpec } from './taps.ts'
 
 /** Options of a generation. */
@@ -146,19 +146,18 @@ export class Generation implements AsyncIterable<string> {
     const capacity = Math.min(context, longest + limit)
     const cache = this.cacheArrays(capacity)
     const begun = performance.now()
+    const program = await core.program({ edits: this.edits, taps: sites, logits: 'last', cache: true, explicitPositions: false })
     const past = rows.map(() => 0)
     let fresh: (readonly number[])[] = rows.map((r) => r.ids)
 
     for (let n = 0; rows.some((r) => !r.finish); n++) {
       throwIfCancelled(options.signal)
-      const { program } = await core.program({ edits: this.edits, taps: sites, logits: 'last', cache: true, explicitPositions: false })
       const step = stepFeeds(fresh, past, undefined)
       const layout = { rows: rows.map((r) => r.ids), start: [...past], width: step.width, prompt: rows.map((r) => r.prompt) }
-      const feeds = { ...core.constantFeeds, ...step.feeds, ...cache.feeds }
-      for (const e of this.edits) Object.assign(feeds, feedsOf(e, layout, undefined, step.total, spec, this.fired))
+      const feeds = { ...step.feeds, ...cache.feeds, ...program.feeds(layout, undefined, step.total, this.fired) }
       const out = await program.run(feeds, cache.into)
       for (const e of this.edits)
-        if (e.when) this.fired.set(e.key, (this.fired.get(e.key) ?? 0) + Number(out[`fired:${e.key}`]?.data[0] ?? 0))
+        if (e.when) this.fired.set(e.key, (this.fired.get(e.key) ?? 0) + Number(out[outputNames.fired(e.key)]?.data[0] ?? 0))
       const values = this.tapValues(taps, out, fresh)
       const logits = out.logits as NDArray<Float32Array>
       const chosen: GenerationStep[] = []
@@ -230,7 +229,7 @@ export class Generation implements AsyncIterable<string> {
         const array: NDArray = { dtype: 'float32', shape, data: new Float32Array(size) }
         // The runtime writes into the very array that it reads.
         feeds[cacheName(part, layer)] = array
-        into[`${part}:${layer}`] = array
+        into[outputNames.cache(part, layer)] = array
       }
     return { feeds, into }
   }
@@ -243,7 +242,7 @@ export class Generation implements AsyncIterable<string> {
     const batch = batchOfRows(fresh)
     const values: Record<string, Activation> = {}
     for (const t of taps) {
-      const value = out[`tap:${t.info.site}`] as NDArray<Float32Array>
+      const value = out[outputNames.tap(t.info.site)] as NDArray<Float32Array>
       const keyed = t.info.row.axes.includes('key')
       const activation = keyed
         ? new Activation(t.info.site, t.info.row.axes, value, batch.columns)

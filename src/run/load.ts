@@ -6,7 +6,7 @@ import { specOf } from '../models/families/index.ts'
 import type { WeightStore } from '../models/formats/index.ts'
 import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
-import { weightsOf } from '../models/weights.ts'
+import { type Convert, weightsOf } from '../models/weights.ts'
 import type { Device } from '../tensor/index.ts'
 import { type CompileMode, ModelCore } from './core.ts'
 import { Model } from './model.ts'
@@ -45,10 +45,7 @@ async function freeMemory(): Promise<number | undefined> {
 }
 
 /** Builds a model value from opened parts, refusing what does not fit together. */
-export async function assemble(
-  opened: OpenedModel,
-  options: LoadOptions & { convert?: Parameters<typeof weightsOf>[1]['convert'] } = {},
-): Promise<Model> {
+export async function assemble(opened: OpenedModel, options: LoadOptions & { convert?: Convert } = {}): Promise<Model> {
   const spec = specOf(opened.config)
   const weights = await weightsOf(opened.store, options)
   const contextLength = contextOf(spec, options.contextLength)
@@ -62,7 +59,7 @@ export async function assemble(
     memory,
   })
   // Tracing asks for every tensor by name and shape, so that a wrong checkpoint fails here and not in the numbers.
-  core.trace({ cache: false, explicitPositions: false, lastOnly: false })
+  core.trace({ cache: false, explicitPositions: false, slots: false, lastOnly: false })
   weights.checkAllRead(spec)
   const checks = [
     ...(opened.checks ?? []),

@@ -66,7 +66,7 @@ describe.each([
     }
     close(left.logits.row(1).data, alone.logits.row(0).data, 1e-4)
     // Padding holds no data: zeros, or -inf among scores.
-    expect([...left.taps['resid_post.0'].data.slice(W * 32, (W + 3) * 32)].every((v) => v === 0)).toBe(true)
+    expect([...left.taps['resid_post.0']!.data.slice(W * 32, (W + 3) * 32)].every((v) => v === 0)).toBe(true)
   })
 
   it('has identities: residual sums, rows of attention, norms, probabilities times values', async () => {

@@ -5,10 +5,10 @@ import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
 import type { SiteInfo } from '../sites/address.ts'
 import type { Edit } from '../sites/edits.ts'
-import { axisSize, type FireCounts, feedsOf, type PreparedEdit, prepareEdits } from '../sites/prepare.ts'
+import { axisSize, type FireCounts, type PreparedEdit, prepareEdits } from '../sites/prepare.ts'
 import type { AxisName } from '../sites/vocabulary.ts'
 import { type Activation, type Batch, batchOfRows, batchOfTensors, checkBatch, type ModelInput, stepFeeds, toCaller } from './batch.ts'
-import type { ModelCore } from './core.ts'
+import { type ModelCore, outputNames } from './core.ts'
 import { type GenerateOptions, Generation } from './generate.ts'
 import { type ResolvedTap, resolveTaps, type Selection, selectPlaces, type TapSpec } from './taps.ts'
 
@@ -158,7 +158,7 @@ export class Model {
     const logits = options.logits ?? true
     if (!logits && taps.length === 0) throw new UsageError('Nothing is asked for: name taps, or leave logits on.')
     const explicitPositions = batch.positions !== undefined
-    const { program } = await this.core.program({
+    const program = await this.core.program({
       edits: this.prepared,
       taps: [...new Set(taps.flatMap((t) => [t.info.site, ...(t.when ? [t.when.info.site] : [])]))],
       logits: logits ? 'all' : 'none',
@@ -173,10 +173,8 @@ export class Model {
     const prompt = batch.rows.map((r) => Math.min(options.promptLength ?? r.length, r.length))
     const layout = { rows: batch.rows, start: batch.rows.map(() => 0), width: step.width, prompt }
     const fired: FireCounts = new Map()
-    const feeds = { ...this.core.constantFeeds, ...step.feeds }
-    for (const e of this.prepared) Object.assign(feeds, feedsOf(e, layout, batch, step.total, spec, fired))
-    const out = await program.run(feeds)
-    for (const e of this.prepared) if (e.when) fired.set(e.key, Number(out[`fired:${e.key}`]?.data[0] ?? 0))
+    const out = await program.run({ ...step.feeds, ...program.feeds(layout, batch, step.total, fired) })
+    for (const e of this.prepared) if (e.when) fired.set(e.key, Number(out[outputNames.fired(e.key)]?.data[0] ?? 0))
     return this.results(out, batch, taps, layout, fired) as unknown as RunResult<Taps, Logits>
   }
 
@@ -187,17 +185,17 @@ export class Model {
     layout: Parameters<typeof selectPlaces>[1],
     fired: FireCounts,
   ) {
-    const value = (site: SiteInfo) => toCaller(site.site, site.row, out[`tap:${site.site}`] as NDArray, batch)
+    const value = (site: SiteInfo) => toCaller(site.site, site.row, out[outputNames.tap(site.site)] as NDArray, batch)
     const results: Record<string, Activation> = {}
     const selected: Record<string, Selection> = {}
     const unfired = unfiredEdits(this.prepared, fired)
     for (const t of taps) {
       let activation = results[t.info.site] ?? value(t.info)
       if (t.restricted) {
-        const selection = selectPlaces(t, layout, t.when && (out[`tap:${t.when.info.site}`] as NDArray))
+        const selection = selectPlaces(t, layout, t.when && (out[outputNames.tap(t.when.info.site)] as NDArray))
         if (selection.places.length === 0) unfired.push(`The tap at ${t.info.site} held nowhere in this input.`)
         selected[t.info.site] = selection
-        activation = selection.of(t.info, out[`tap:${t.info.site}`] as NDArray)
+        activation = selection.of(t.info, out[outputNames.tap(t.info.site)] as NDArray)
       }
       results[t.info.site] = activation
       results[t.name] = activation

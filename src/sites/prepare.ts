@@ -2,6 +2,7 @@
 import { EditError, SiteError } from '../base/errors.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
 import type { DecoderSpec } from '../models/spec.ts'
+import { slotName } from '../models/traced.ts'
 import type { SiteInfo, SiteResolver } from './address.ts'
 import type { ParamRow } from './edit-ops.ts'
 import { checkEdit, type DataEdit, type Edit, type EditContext, type FunctionEdit, labelOf, opRow, toArray } from './edits.ts'
@@ -219,6 +220,62 @@ export function feedsOf(
   // With a probe's condition the program itself counts.
   if (!e.when) fired.set(e.key, (fired.get(e.key) ?? 0) + (mask ? mask.reduce((a, v) => a + v, 0) : count))
   return feeds
+}
+
+/** The error for an edit on which nothing that was asked for depends. */
+export const neverFires = (e: PreparedEdit) =>
+  new EditError(`The edit ${e.label} can never fire: nothing that was asked for is computed from that site.`)
+
+/** Splits edits into those that are fed through slots and those that are compiled: a site's edits go through its slot if all of them only add. */
+export function splitSlots(
+  edits: readonly PreparedEdit[],
+  hasSlot: (site: SiteInfo) => boolean,
+): { slotted: PreparedEdit[]; compiled: PreparedEdit[] } {
+  const adds = (e: PreparedEdit) => e.edit.op === 'add' && !e.when && ![...e.params.values()].some((p) => p.positional)
+  const barred = new Set(edits.filter((e) => !adds(e) || !hasSlot(e.info)).map((e) => e.info.site))
+  return { slotted: edits.filter((e) => !barred.has(e.info.site)), compiled: edits.filter((e) => barred.has(e.info.site)) }
+}
+
+/** Values of all slots for one step: zeros where no edit adds anything. */
+export function slotFeeds(
+  sites: readonly string[],
+  slotted: readonly PreparedEdit[],
+  step: StepLayout,
+  width: number,
+  fired: FireCounts,
+): Record<string, NDArray> {
+  const feeds: Record<string, NDArray> = {}
+  const nothing: NDArray = zeros(width)
+  for (const site of sites) feeds[slotName(site)] = nothing
+  for (const site of new Set(slotted.map((e) => e.info.site))) {
+    const own = slotted.filter((e) => e.info.site === site)
+    const whole = own.every((e) => !e.masked)
+    const [batch, columns] = whole ? [1, 1] : [step.rows.length, step.width]
+    const data = new Float32Array(batch * columns * width)
+    for (const e of own) {
+      const { mask, fired: count } = e.masked ? maskOf(e.edit.where ?? {}, step) : { mask: undefined, fired: step.rows.length * step.width }
+      fired.set(e.key, (fired.get(e.key) ?? 0) + count)
+      const vector = e.params.get('vector')?.array.data as Float32Array
+      const factor = e.params.get('scale')?.array.data[0] as number
+      for (let at = 0; at < batch * columns; at++) {
+        if (mask && !mask[at]) continue
+        for (let i = 0; i < width; i++)
+          data[at * width + i] = (data[at * width + i] as number) + factor * (vector[vector.length === 1 ? 0 : i] as number)
+      }
+    }
+    feeds[slotName(site)] = { dtype: 'float32', shape: [batch, columns, width], data }
+  }
+  return feeds
+}
+
+const zeroArrays = new Map<number, NDArray>()
+function zeros(width: number): NDArray {
+  let array = zeroArrays.get(width)
+  if (!array) {
+    array = { dtype: 'float32', shape: [1, 1, width], data: new Float32Array(width) }
+    zeroArrays.set(width, array)
+  }
+  return array
 }
 
 function stepShape(axes: readonly AxisName[], batch: number, width: number, total: number, spec: DecoderSpec): number[] {

@@ -19,7 +19,7 @@ import {
   where,
 } from '../tensor/index.ts'
 import { opRow } from './edits.ts'
-import type { PreparedEdit } from './prepare.ts'
+import { neverFires, type PreparedEdit } from './prepare.ts'
 import type { AxisName } from './vocabulary.ts'
 
 /** A rewritten model: what it computes, by name. */
@@ -100,9 +100,7 @@ function checkReach(request: RewriteRequest, model: Pick<TracedModel, 'logits' |
   if (request.uses.logits) roots.push(model.logits)
   if (request.uses.caches) for (const c of model.caches) roots.push(c.keys, c.values)
   const reached = new Set(topological(roots))
-  for (const e of request.edits)
-    if (!reached.has(siteOf(e.info.site).node))
-      throw new EditError(`The edit ${e.label} can never fire: nothing that was asked for is computed from that site.`)
+  for (const e of request.edits) if (!reached.has(siteOf(e.info.site).node)) throw neverFires(e)
 }
 
 function ruleOf(e: PreparedEdit, target: Tensor, siteOf: (site: string) => Tensor, fired: Map<string, Tensor>): TensorRule {

@@ -112,7 +112,7 @@ export class Rewriter {
     const inputs = node.inputs.map((x) => x && (this.done.get(x) as Tensor))
     let outputs: readonly Tensor[]
     if (node.op.expand && this.rules.expand?.(node)) {
-      const expansion = node.op.expand(inputs, node.attrs)
+      const expansion = this.nested(node.op.expand(inputs, node.attrs), inputs)
       this.expansions.set(node, expansion)
       outputs = expansion.outputs
     } else {
@@ -121,6 +121,18 @@ export class Rewriter {
     }
     this.copies.set(node, outputs)
     return outputs
+  }
+
+  /** An expansion may hold composites itself: they are written out too. */
+  private nested(expansion: Expansion, inputs: readonly (Tensor | undefined)[]): Expansion {
+    const { expand } = this.rules
+    if (!expand) return expansion
+    const inside = new Rewriter({ expand })
+    for (const x of inputs) if (x) inside.done.set(x, x)
+    return {
+      outputs: expansion.outputs.map((t) => inside.map(t)),
+      ...(expansion.inner ? { inner: Object.fromEntries(Object.entries(expansion.inner).map(([name, t]) => [name, inside.map(t)])) } : {}),
+    }
   }
 }
 
@@ -136,10 +148,15 @@ const keyOfAttrs = (attrs: Readonly<Record<string, unknown>>, ids: Map<object, n
       const list = value as unknown as TypedArray
       if (list.length <= 64) return [...(list as Iterable<number | bigint>)].map(String)
       let id = ids.get(value as object)
-      if (id === undefined) ids.set(value as object, (id = ids.size))
+      if (id === undefined) {
+        id = ids.size
+        ids.set(value as object, id)
+      }
       return `#${id}`
     }
-    return typeof value === 'number' && !Number.isFinite(value) ? String(value) : value
+    return typeof value === 'number' && (!Number.isFinite(value) || Object.is(value, -0))
+      ? `${value < 0 || Object.is(value, -0) ? '-' : ''}${Math.abs(value)}`
+      : value
   })
 
 /** A string that tells weights apart by where their bytes lie. */
@@ -165,7 +182,11 @@ export function tidy(outputs: readonly Tensor[], keepCuts: boolean): Tensor[] {
     }
     if (node.op.name === 'reshape') {
       let from = inputs[0] as Tensor
-      while (from.node.op.name === 'reshape') from = from.node.inputs[0] as Tensor
+      while (from.node.op.name === 'reshape') {
+        // What the inner reshape read its sizes from may be the only place where the outer one finds them.
+        inputs.push(...from.node.inputs.slice(1))
+        from = from.node.inputs[0] as Tensor
+      }
       inputs[0] = from
       if (sameShape(from.shape, (node.outputs[0] as Tensor).shape)) {
         done.set(node.outputs[0] as Tensor, from)

@@ -1,5 +1,7 @@
 /** @file The engine: traced tensors, ops, programs. Knows nothing of models. */
+export * from './grad.ts'
 export * from './graph.ts'
+export * from './jvp.ts'
 export * from './ops/index.ts'
 export * from './program.ts'
 export { getRuntime } from './runtime/index.ts'

@@ -14,6 +14,7 @@ import {
 } from './onnx/gen/onnx_pb.ts'
 import { onnxType } from './ops/elementwise.ts'
 import type { WeightRef } from './ops/leaf.ts'
+import { factorsOf, termsOf } from './shape.ts'
 import type { Dim, Emitter, Node, Shape, Tensor } from './tensor.ts'
 
 type Init<T extends Parameters<typeof create>[0]> = MessageInitShape<T>
@@ -163,12 +164,25 @@ class Lowering implements Emitter {
       }
       return name
     }
-    if (typeof d === 'string' && d.includes('*'))
-      return d
-        .split('*')
-        .map((part) => (Number.isNaN(Number(part)) ? this.symbol(part, from) : this.constant('int64', [1], [Number(part)])))
-        .reduce((a, b) => this.emit('Mul', [a, b])[0] as string)
+    const known = this.graphInputWith(d)
+    if (known) return this.symbol(d, [known])
+    for (const [op, parts] of [
+      ['Add', termsOf(d)],
+      ['Mul', factorsOf(d)],
+    ] as const)
+      if (parts.length > 1)
+        return parts
+          .map((part) => (typeof part === 'number' ? this.constant('int64', [1], [part]) : this.symbol(part, from)))
+          .reduce((a, b) => this.emit(op, [a, b])[0] as string)
+    const inner = termsOf(d)[0] as Dim
+    if (inner !== d) return this.symbol(inner, from)
     throw new ShapeError(`The length of axis '${d}' cannot be read from the tensors at hand.`)
+  }
+
+  /** A graph input that has an axis of this name: a symbol means one length throughout a program. */
+  private graphInputWith(d: Dim): Tensor | undefined {
+    for (const t of this.inputs.values()) if (t.shape.includes(d)) return t
+    return undefined
   }
 
   finish(fetched: readonly Tensor[]): LoweredModel {
@@ -222,6 +236,30 @@ function attribute(name: string, value: unknown): Init<typeof AttributeProtoSche
   throw new RuntimeFailure(`The attribute '${name}' has a value that ONNX cannot hold.`)
 }
 
+/** The bits of a number as float16, rounded to nearest even. */
+function halfBits(value: number): number {
+  const sign = value < 0 || Object.is(value, -0) ? 0x8000 : 0
+  const size = Math.abs(value)
+  if (Number.isNaN(size)) return 0x7e00
+  if (size >= 65520) return sign | 0x7c00
+  // Below 2^-14 the spacing stays 2^-24; above it, ten bits follow the leading one.
+  const exponent = Math.max(Math.floor(Math.log2(size)), -14)
+  const steps = roundEven(size * 2 ** (10 - exponent))
+  return sign | (size < 2 ** -14 ? steps : (exponent + 14) * 1024 + steps)
+}
+
+function roundEven(x: number): number {
+  const below = Math.floor(x)
+  const rest = x - below
+  return rest > 0.5 || (rest === 0.5 && below % 2 === 1) ? below + 1 : below
+}
+
+/** The bits of a number as bfloat16, rounded to nearest even. */
+function brainBits(value: number): number {
+  const bits = new Uint32Array(Float32Array.of(value).buffer)[0] as number
+  return Number.isNaN(value) ? 0x7fc0 : (bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16
+}
+
 const arrays: Readonly<Partial<Record<DType, (data: readonly number[]) => TypedArray>>> = {
   float32: (d) => Float32Array.from(d),
   float64: (d) => Float64Array.from(d),
@@ -233,6 +271,8 @@ const arrays: Readonly<Partial<Record<DType, (data: readonly number[]) => TypedA
   uint16: (d) => Uint16Array.from(d),
   uint32: (d) => Uint32Array.from(d),
   bool: (d) => Uint8Array.from(d.map((v) => (v ? 1 : 0))),
+  float16: (d) => Uint16Array.from(d, halfBits),
+  bfloat16: (d) => Uint16Array.from(d, brainBits),
 }
 
 function rawBytes(dtype: DType, data: TypedArray | readonly number[]): Uint8Array {

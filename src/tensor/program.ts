@@ -3,6 +3,7 @@ import { RuntimeFailure, ShapeError, UsageError } from '../base/errors.ts'
 import { type DType, type NDArray, sizeOf, type TypedArray } from '../base/types.ts'
 import { Rewriter, tidy, topological } from './graph.ts'
 import { type LoweredModel, lower } from './lower.ts'
+import { type WeightRef, weightBytes } from './ops/leaf.ts'
 import { getRuntime } from './runtime/index.ts'
 import type { Runtime, RuntimeTensor } from './runtime/runtime.ts'
 import type { SessionCache, SessionOptions } from './session-cache.ts'
@@ -11,8 +12,10 @@ import { type Node, shown, type Tensor } from './tensor.ts'
 /** How a program is compiled. */
 export interface ProgramOptions extends SessionOptions {
   readonly cache: SessionCache
-  /** One session for each segment instead of one for all: slower by a few per cent, but an edit recompiles one segment only. */
+  /** A session for every segment instead of one for all, so that an edit recompiles one segment only. */
   readonly segmented?: boolean
+  /** Neighbouring segments share a session until it holds this many bytes of weights; 0 (the default) keeps each apart. */
+  readonly segmentBytes?: number
 }
 
 interface Segment {
@@ -65,7 +68,7 @@ export class Program<Name extends string = string> {
         inputs.set(name, node.outputs[0] as Tensor)
       }
     const segments: Segment[] = []
-    for (const part of partition(nodes, tensors)) {
+    for (const part of partition(nodes, tensors, options.segmentBytes ?? 0)) {
       const model = lower(part.nodes, part.fetched)
       const key = await hash(model.bytes, `${options.device}/${options.threads ?? 0}`)
       segments.push({ key, model, feeds: model.inputs })
@@ -86,35 +89,57 @@ export class Program<Name extends string = string> {
   /**
    * Runs the program.
    * @param feeds values of the inputs; symbols must agree between them.
-   * @param into arrays that outputs are written into, in place.
+   * @param options.into arrays that outputs are written into, in place.
+   * @param options.fetch outputs that are wanted; all by default.
    * @returns the outputs by name.
    */
-  async run(feeds: Readonly<Record<string, NDArray>>, into?: Readonly<Partial<Record<Name, NDArray>>>): Promise<Record<Name, NDArray>> {
+  async run(
+    feeds: Readonly<Record<string, NDArray>>,
+    options: { into?: Readonly<Partial<Record<Name, NDArray>>>; fetch?: readonly Name[] } = {},
+  ): Promise<Record<Name, NDArray>> {
     const runtime = await getRuntime()
+    const asked = options.fetch ?? ([...this.outputs.keys()] as Name[])
+    const wanted = new Set(asked.map((name) => this.output(name)))
+    const steps = this.needed(wanted)
     const values = new Map<Tensor, RuntimeTensor>()
     this.bind(feeds, runtime, values)
     const targets = new Map<Tensor, RuntimeTensor>()
-    for (const [name, array] of Object.entries(into ?? {}) as [Name, NDArray][]) {
-      const t = this.outputs.get(name)
-      if (t) targets.set(t, runtime.tensor(array.dtype, array.shape, array.data))
-    }
-    for (const segment of this.segments) {
+    for (const [name, array] of Object.entries(options.into ?? {}) as [Name, NDArray][])
+      targets.set(this.output(name), held(array, runtime))
+    for (const segment of steps) {
       const sessionFeeds: Record<string, RuntimeTensor> = {}
       for (const [name, t] of segment.feeds) sessionFeeds[name] = values.get(t) as RuntimeTensor
       const fetches: Record<string, RuntimeTensor | null> = {}
-      for (const [t, name] of segment.model.outputs) fetches[name] = targets.get(t) ?? fetches[name] ?? null
+      for (const [t, name] of segment.model.outputs) if (wanted.has(t)) fetches[name] = targets.get(t) ?? fetches[name] ?? null
       const results = await this.options.cache.with(segment.key, segment.model, this.options, (session) =>
         session.run(sessionFeeds, fetches),
       )
-      for (const [t, name] of segment.model.outputs) values.set(t, results[name] as RuntimeTensor)
+      for (const [t, name] of segment.model.outputs) if (wanted.has(t)) values.set(t, results[name] as RuntimeTensor)
     }
     const out = {} as Record<Name, NDArray>
-    for (const [name, t] of this.outputs) {
-      const value = values.get(t)
+    for (const name of asked) {
+      const value = values.get(this.output(name))
       if (!value) throw new RuntimeFailure(`The program did not produce its output '${name}'.`)
       out[name] = { dtype: value.type as DType, shape: value.dims, data: value.data as TypedArray }
     }
     return out
+  }
+
+  private output(name: Name): Tensor {
+    const t = this.outputs.get(name)
+    if (!t) throw new UsageError(`The program has no output '${name}'.`)
+    return t
+  }
+
+  /** The segments on which the wanted tensors depend; what passes between them is added to the wanted ones. */
+  private needed(wanted: Set<Tensor>): Segment[] {
+    const steps: Segment[] = []
+    for (const segment of this.segments.toReversed()) {
+      if (![...segment.model.outputs.keys()].some((t) => wanted.has(t))) continue
+      for (const t of segment.feeds.values()) wanted.add(t)
+      steps.unshift(segment)
+    }
+    return steps
   }
 
   private bind(feeds: Readonly<Record<string, NDArray>>, runtime: Runtime, values: Map<Tensor, RuntimeTensor>): void {
@@ -136,19 +161,61 @@ export class Program<Name extends string = string> {
           throw new ShapeError(`The axis '${d}' is ${known.size} in the input '${known.from}' but ${size} in '${name}'.`)
         symbols.set(d, { size, from: name })
       }
-      values.set(t, runtime.tensor(value.dtype, value.shape, value.data))
+      values.set(t, held(value, runtime))
     }
   }
 }
 
-/** Nodes grouped into segments, with the tensors that each must hand out. */
-function partition(nodes: readonly Node[], outputs: readonly Tensor[]): { nodes: Node[]; fetched: Tensor[] }[] {
+const tensors = new WeakMap<NDArray, RuntimeTensor>()
+
+/** The runtime's view of an array; made once for arrays that are fed again and again, such as a cache. */
+function held(array: NDArray, runtime: Runtime): RuntimeTensor {
+  let t = tensors.get(array)
+  if (t?.data !== array.data) {
+    t = runtime.tensor(array.dtype, array.shape, array.data)
+    tensors.set(array, t)
+  }
+  return t as RuntimeTensor
+}
+
+/** The segment of each node: the last cut that it depends on. */
+function segmentsOf(nodes: readonly Node[]): Map<Node, number> {
   const segmentOf = new Map<Node, number>()
   for (const node of nodes) {
     let segment = node.op.name === 'cut' ? (node.attrs.index as number) : segmentFloating
     for (const x of node.inputs) if (x) segment = Math.max(segment, segmentOf.get(x.node) as number)
     segmentOf.set(node, segment)
   }
+  return segmentOf
+}
+
+/** Merges neighbouring segments until each holds enough bytes of weights. Depends on weights alone, so that edits move no border. */
+function mergeSegments(segmentOf: Map<Node, number>, bytes: number): void {
+  const weights = new Map<number, number>()
+  for (const [node, segment] of segmentOf) {
+    if (segment === segmentFloating) continue
+    let own = weights.get(segment) ?? 0
+    for (const x of node.inputs) if (x?.node.op.name === 'weight') own += weightBytes(x.node.attrs.ref as WeightRef)
+    weights.set(segment, own)
+  }
+  const groups = new Map<number, number>()
+  let group = 0
+  let held = 0
+  for (const [segment, own] of [...weights].sort(([a], [b]) => a - b)) {
+    if (held > 0 && held + own > bytes) {
+      group++
+      held = 0
+    }
+    groups.set(segment, group)
+    held += own
+  }
+  for (const [node, segment] of segmentOf) if (segment !== segmentFloating) segmentOf.set(node, groups.get(segment) as number)
+}
+
+/** Nodes grouped into segments, with the tensors that each must hand out. */
+function partition(nodes: readonly Node[], outputs: readonly Tensor[], bytes: number): { nodes: Node[]; fetched: Tensor[] }[] {
+  const segmentOf = segmentsOf(nodes)
+  mergeSegments(segmentOf, bytes)
   const isOutput = new Set(outputs)
   // What depends only on inputs and weights is cheap or needed at once: it is repeated in each segment that uses it.
   const floating = (node: Node) => segmentOf.get(node) === segmentFloating

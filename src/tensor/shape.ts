@@ -19,17 +19,61 @@ export function broadcast(a: Shape, b: Shape, op: string): Dim[] {
   return out
 }
 
+/** Splits the name of an axis at a separator that is not inside brackets: `a*(b+c)` at `*` is `a` and `(b+c)`. */
+function splitName(name: string, separator: '*' | '+'): string[] {
+  const parts: string[] = []
+  let depth = 0
+  let from = 0
+  for (let i = 0; i < name.length; i++) {
+    const c = name[i] as string
+    if (c === '(' || c === '[') depth++
+    else if (c === ')' || c === ']') depth--
+    else if (c === separator && depth === 0) {
+      parts.push(name.slice(from, i))
+      from = i + 1
+    }
+  }
+  return [...parts, name.slice(from)]
+}
+
+/** The factors of an axis: numbers as numbers, a sum in brackets. */
+export function factorsOf(d: Dim): Dim[] {
+  if (typeof d === 'number') return [d]
+  if (termsOf(d).length > 1) return [`(${d})`]
+  return splitName(d, '*').map((part) => (/^\d+$/.test(part) ? Number(part) : part))
+}
+
+/** The terms of an axis that is a sum of axes: `past+pos` is `past` and `pos`. */
+export function termsOf(d: Dim): Dim[] {
+  if (typeof d === 'number') return [d]
+  const name = d.startsWith('(') && splitName(d, '*').length === 1 && splitName(d, '+').length === 1 ? d.slice(1, -1) : d
+  return splitName(name, '+').map((part) => (/^\d+$/.test(part) ? Number(part) : part))
+}
+
 /** The product of axes as one axis; symbols multiply by name (`batch*pos`). */
 export function product(dims: Shape): Dim {
   let size = 1
   const names: string[] = []
-  for (const d of dims) {
-    if (typeof d === 'number') size *= d
-    else names.push(...d.split('*'))
+  for (const factor of dims.flatMap(factorsOf)) {
+    if (typeof factor === 'number') size *= factor
+    else names.push(factor)
+  }
+  if (names.length === 0 || size === 0) return size
+  names.sort()
+  if (names.length === 1 && size === 1) return termsOf(names[0] as string).join('+')
+  return size === 1 ? names.join('*') : [...names, String(size)].join('*')
+}
+
+/** The sum of axes as one axis: symbols first, in their order. */
+export function total(dims: Shape): Dim {
+  let size = 0
+  const names: string[] = []
+  for (const term of dims.flatMap(termsOf)) {
+    if (typeof term === 'number') size += term
+    else names.push(term)
   }
   if (names.length === 0) return size
-  names.sort()
-  return size === 1 ? names.join('*') : [...names, String(size)].join('*')
+  return [...names, ...(size ? [size] : [])].join('+')
 }
 
 /** Whether two shapes are the same, symbols by name. */
@@ -66,10 +110,9 @@ export function resolveReshape(from: Shape, to: Shape): Dim[] {
     const names = new Map<string, number>()
     for (const d of dims) {
       if (d === -1) continue
-      for (const part of typeof d === 'number' ? [d] : d.split('*')) {
-        const value = Number(part)
-        if (Number.isNaN(value)) names.set(String(part), (names.get(String(part)) ?? 0) + 1)
-        else n *= value
+      for (const part of factorsOf(d)) {
+        if (typeof part === 'number') n *= part
+        else names.set(part, (names.get(part) ?? 0) + 1)
       }
     }
     return { n, names }

@@ -16,11 +16,12 @@ import {
   rmsNorm,
   silu,
   slice,
+  slot,
   type Tensor,
   unsqueeze,
 } from '../../tensor/index.ts'
 import type { Activation, DecoderSpec, Linear, Mlp, Norm, Projection } from '../spec.ts'
-import { cacheName, inputNames, SiteMarks, type TracedModel, type TraceOptions } from '../traced.ts'
+import { cacheName, inputNames, SiteMarks, slotName, slotSites, type TracedModel, type TraceOptions } from '../traced.ts'
 
 /** Gives the trunk its parameters. */
 export interface Parameters {
@@ -171,7 +172,8 @@ class DecoderTrunk {
   }
 
   private mark(site: string, x: Tensor): Tensor {
-    const marked = identity(x)
+    const open = this.options.slots && slotSites.includes(site.split('.')[0] as string)
+    const marked = identity(open ? slot(x, slotName(site)) : x)
     this.marks.sites.set(site, marked)
     return marked
   }

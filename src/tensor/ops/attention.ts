@@ -3,10 +3,11 @@ import { ShapeError } from '../../base/errors.ts'
 import { need } from '../shape.ts'
 import { type Attrs, apply, type Dim, defineOp, type Expansion, scalar, type Tensor, type TensorType } from '../tensor.ts'
 import { add, and, lessEqual, mul, not, sub, tanh, where } from './elementwise.ts'
-import { gather, scatterElements } from './indexing.ts'
-import { concat, expand, iota, reshape, slice, sliceTo, transpose, unsqueeze } from './layout.ts'
+import { scatterElements } from './indexing.ts'
+import { expand, iota, reshape, sliceTo, transpose, unsqueeze } from './layout.ts'
 import { matmul } from './linear.ts'
 import { softmax } from './reduce.ts'
+import { rotary } from './rotary.ts'
 
 /** What an attention node is given; `[batch, pos, …]` throughout. */
 export interface AttentionInputs {
@@ -87,8 +88,8 @@ defineOp({
       { outputs: 3, domain: 'com.microsoft' },
     )
   },
-  // The runtime's kernel wants heads of a multiple of eight coordinates.
-  fuses: (node) => (node.attrs as unknown as AttentionAttrs).headDim % 8 === 0,
+  // The runtime's kernel wants heads of a multiple of eight coordinates, of sixteen where it rotates them.
+  fuses: (node) => (node.attrs as unknown as AttentionAttrs).headDim % (node.inputs[names.indexOf('cos')] ? 16 : 8) === 0,
   expand: (inputs, attrs) => expandAttention(byName(inputs), attrs),
 })
 
@@ -96,12 +97,16 @@ function expandAttention(t: Readonly<Partial<Record<InputName, Tensor>>>, attrs:
   const a = attrs as unknown as AttentionAttrs
   const { q, k, v, slots, total } = t as Record<InputName, Tensor>
   const [batch, pos] = q.shape as [Dim, Dim]
-  const heads = (x: Tensor, n: number) => transpose(reshape(x, [batch, pos, n, a.headDim]), [0, 2, 1, 3])
-  const rotate = (x: Tensor) =>
-    t.cos && t.sin ? applyRotary(x, t.cos, t.sin, a.explicitPositions && t.positions ? t.positions : slots, a.interleaved) : x
-  const qRot = rotate(heads(q, a.heads))
-  const kRot = rotate(heads(k, a.kvHeads))
-  const vHeads = heads(v, a.kvHeads)
+  const heads = (x: Tensor, n: number) => reshape(x, [batch, pos, n, a.headDim])
+  const positions = a.explicitPositions && t.positions ? t.positions : slots
+  const rotate = (x: Tensor, n: number) =>
+    heads(t.cos && t.sin ? rotary(x, positions, { cos: t.cos, sin: t.sin }, { heads: n, interleaved: a.interleaved }) : x, n)
+  const qTurned = rotate(q, a.heads)
+  const kTurned = rotate(k, a.kvHeads)
+  const headsFirst = (x: Tensor) => transpose(x, [0, 2, 1, 3])
+  const qRot = headsFirst(qTurned)
+  const kRot = headsFirst(kTurned)
+  const vHeads = headsFirst(heads(v, a.kvHeads))
 
   const write = (past: Tensor | undefined, fresh: Tensor) => {
     if (!past) return fresh
@@ -124,32 +129,15 @@ function expandAttention(t: Readonly<Partial<Record<InputName, Tensor>>>, attrs:
   const keySlot = iota(keys, 2)
   let visible = lessEqual(keySlot, querySlot)
   if (a.window) visible = and(visible, not(lessEqual(keySlot, sub(querySlot, scalar(a.window, 'int64')))))
-  const masked = where(unsqueeze(visible, 1), scores, Number.NEGATIVE_INFINITY)
-  const probs = softmax(masked)
-  const z = reshape(matmul(folded(probs, keyDim), values), [batch, a.heads, pos, a.headDim])
+  const seenBy = unsqueeze(visible, 1)
+  const masked = where(seenBy, scores, Number.NEGATIVE_INFINITY)
+  // What is masked stays masked, whatever an edit writes there: else a query would see keys that a cached run does not have yet.
+  const probs = softmax(where(seenBy, masked, Number.NEGATIVE_INFINITY))
+  const z = reshape(matmul(folded(where(seenBy, probs, 0), keyDim), values), [batch, a.heads, pos, a.headDim])
   return {
     outputs: [reshape(transpose(z, [0, 2, 1, 3]), [batch, pos, a.heads * a.headDim]), keyCache, valueCache],
-    inner: { attn_scores: masked, attn_probs: probs, q_rot: transpose(qRot, [0, 2, 1, 3]), k_rot: transpose(kRot, [0, 2, 1, 3]) },
+    inner: { attn_scores: masked, attn_probs: probs, q_rot: qTurned, k_rot: kTurned },
   }
-}
-
-/** Rotates the first `2·cos.width` coordinates of each head by its position; x is [batch, head, pos, d_head]. */
-function applyRotary(x: Tensor, cosTable: Tensor, sinTable: Tensor, positions: Tensor, interleaved: boolean): Tensor {
-  const half = cosTable.shape[1] as number
-  const [batch, heads, pos, width] = x.shape as [Dim, Dim, Dim, number]
-  const cos = unsqueeze(gather(cosTable, positions), 1)
-  const sin = unsqueeze(gather(sinTable, positions), 1)
-  const turned = slice(x, 3, 0, 2 * half)
-  const pairs = interleaved ? reshape(turned, [batch, heads, pos, half, 2]) : reshape(turned, [batch, heads, pos, 2, half])
-  const axis = interleaved ? 4 : 3
-  const part = (i: number) => reshape(slice(pairs, axis, i, i + 1), [batch, heads, pos, half])
-  const [a, b] = [part(0), part(1)]
-  const first = sub(mul(a, cos), mul(b, sin))
-  const second = add(mul(b, cos), mul(a, sin))
-  const joined = interleaved
-    ? reshape(concat([unsqueeze(first, 4), unsqueeze(second, 4)], 4), [batch, heads, pos, 2 * half])
-    : concat([first, second], 3)
-  return 2 * half === width ? joined : concat([joined, slice(x, 3, 2 * half, width)], 3)
 }
 
 /** Causal attention; `z` is [batch, pos, head·d_head], `keys` and `values` are the cache after this step. */

@@ -1,4 +1,5 @@
 /** @file Every op of the engine; importing it fills the op table. */
+export * from './activation.ts'
 export * from './attention.ts'
 export * from './elementwise.ts'
 export * from './indexing.ts'
@@ -7,3 +8,5 @@ export * from './leaf.ts'
 export * from './linear.ts'
 export * from './norm.ts'
 export * from './reduce.ts'
+export * from './rotary.ts'
+export * from './sort.ts'

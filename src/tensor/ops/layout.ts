@@ -1,7 +1,8 @@
 /** @file Ops that move values without changing them: reshape, transpose, slice, concat, expand. */
 import { ShapeError } from '../../base/errors.ts'
-import { broadcast, need, one, resolveReshape, sameShape, sameType } from '../shape.ts'
-import { apply1, axisOf, type Dim, defineOp, type Shape, shown, type Tensor } from '../tensor.ts'
+import { broadcast, need, one, product, resolveReshape, sameShape, sameType, total } from '../shape.ts'
+import { apply, apply1, axisOf, type Dim, defineOp, type Shape, shown, type Tensor } from '../tensor.ts'
+import { carriers, reshapeTo, unbroadcast, zerosLike } from './like.ts'
 
 defineOp({
   name: 'reshape',
@@ -23,9 +24,11 @@ defineOp({
       open = true
       return -1
     })
-    const target = sizes.includes(undefined) ? e.sizes(to, [from]) : e.constant('int64', [sizes.length], sizes as number[])
+    const likes = node.inputs.slice(1) as Tensor[]
+    const target = sizes.includes(undefined) ? e.sizes(to, [from, ...likes]) : e.constant('int64', [sizes.length], sizes as number[])
     return e.emit('Reshape', [x as string, target])
   },
+  gradient: ({ inputs: [x] }, [g]) => [reshapeTo(g as Tensor, (x as Tensor).shape, x as Tensor)],
 })
 
 defineOp({
@@ -42,6 +45,15 @@ defineOp({
     )
   },
   lower: (e, [x], node) => e.emit('Transpose', [x as string], { perm: node.attrs.permutation as number[] }),
+  gradient: ({ attrs }, [g]) => {
+    const permutation = attrs.permutation as readonly number[]
+    return [
+      transpose(
+        g as Tensor,
+        permutation.map((_, i) => permutation.indexOf(i)),
+      ),
+    ]
+  },
 })
 
 defineOp({
@@ -52,6 +64,7 @@ defineOp({
     return one(x.dtype, x.shape.toSpliced(a.axis as number, 0, 1))
   },
   lower: (e, [x], node) => e.emit('Unsqueeze', [x as string, e.constant('int64', [1], [node.attrs.axis as number])]),
+  gradient: ({ attrs }, [g]) => [apply1('squeeze', [g], { axis: attrs.axis })],
 })
 
 defineOp({
@@ -63,10 +76,23 @@ defineOp({
     return one(x.dtype, x.shape.toSpliced(a.axis as number, 1))
   },
   lower: (e, [x], node) => e.emit('Squeeze', [x as string, e.constant('int64', [1], [node.attrs.axis as number])]),
+  gradient: ({ attrs }, [g]) => [apply1('unsqueeze', [g], { axis: attrs.axis })],
 })
+
+/** Settings of a slice of one axis; `end` may be beyond the axis, `step` may be negative. */
+interface SliceAttrs {
+  readonly axis: number
+  readonly start: number
+  readonly end: number
+  readonly step: number
+}
+
+/** The `end` of a slice that runs backwards to the very first value. */
+const beforeFirst = Number.MIN_SAFE_INTEGER
 
 /** Length of a slice of an axis; a symbol when the axis is one and the slice does not take all of it. */
 function sliceLength(d: Dim, start: number, end: number, step: number): Dim {
+  if (step < 0) return backwardLength(d, start, end, step)
   if (typeof d === 'number') {
     const from = Math.min(Math.max(start < 0 ? start + d : start, 0), d)
     const to = Math.min(Math.max(end < 0 ? end + d : end, 0), d)
@@ -78,18 +104,93 @@ function sliceLength(d: Dim, start: number, end: number, step: number): Dim {
   return `${d}[${start}:${end === Number.MAX_SAFE_INTEGER ? '' : end}${step === 1 ? '' : `:${step}`}]`
 }
 
+function backwardLength(d: Dim, start: number, end: number, step: number): Dim {
+  if (typeof d === 'number') {
+    const from = Math.min(start < 0 ? start + d : start, d - 1)
+    const to = Math.max(end < 0 ? end + d : end, -1)
+    return Math.max(0, Math.ceil((to - from) / step))
+  }
+  if (start === -1 && end === beforeFirst && step === -1) return d
+  return `${d}[${start}:${end === beforeFirst ? '' : end}:${step}]`
+}
+
 defineOp({
   name: 'slice',
-  doc: 'A part of one axis.',
-  infer: (inputs, a) => {
+  doc: 'A part of one axis: every step-th value from start to before end; a negative step runs backwards.',
+  infer: (inputs, attrs) => {
     const x = need('slice', inputs, 0)
-    const axis = a.axis as number
-    return one(x.dtype, x.shape.with(axis, sliceLength(x.shape[axis] as Dim, a.start as number, a.end as number, a.step as number)))
+    const a = attrs as unknown as SliceAttrs
+    if (!Number.isInteger(a.step) || a.step === 0)
+      throw new ShapeError(`A slice needs a step that is a whole number other than 0, not ${a.step}.`)
+    return one(x.dtype, x.shape.with(a.axis, sliceLength(x.shape[a.axis] as Dim, a.start, a.end, a.step)))
   },
   lower: (e, [x], { attrs: a }) => {
     const c = (n: number) => e.constant('int64', [1], [n])
     return e.emit('Slice', [x as string, c(a.start as number), c(a.end as number), c(a.axis as number), c(a.step as number)])
   },
+  gradient: ({ inputs: [x], attrs }, [g]) => [unslice(g as Tensor, x as Tensor, attrs as unknown as SliceAttrs)],
+})
+
+/** Zeros in the shape of `x`, but `g` where the slice of `x` lies: the transpose of `slice`. */
+function unslice(g: Tensor, x: Tensor, slice: SliceAttrs): Tensor {
+  const size = x.shape[slice.axis] as Dim
+  if (slice.step > 0) return apply1('unslice', [g, ...carriers([size], x)], { ...slice, size })
+  const count = g.shape[slice.axis] as Dim
+  if (slice.start === -1 && slice.end === beforeFirst && slice.step === -1) return flip(g, [slice.axis])
+  if (typeof size !== 'number' || typeof count !== 'number')
+    throw new ShapeError(`The gradient of a backward slice needs an axis of known length, not '${size}'; use flip, then slice forwards.`)
+  const first = Math.min(slice.start < 0 ? slice.start + size : slice.start, size - 1)
+  const start = first + (count - 1) * slice.step
+  return unslice(flip(g, [slice.axis]), x, { axis: slice.axis, start, end: first + 1, step: -slice.step })
+}
+
+defineOp({
+  name: 'unslice',
+  doc: 'Zeros, but the first input where a slice of one axis lies: what the gradient of slice is.',
+  infer: (inputs, a) => {
+    const g = need('unslice', inputs, 0)
+    return one(g.dtype, g.shape.with(a.axis as number, a.size as Dim))
+  },
+  lower: (e, [x], node) => {
+    const { axis, start, end, step, size } = node.attrs as unknown as SliceAttrs & { size: Dim }
+    const g = node.inputs[0] as Tensor
+    const like = node.inputs.slice(1) as Tensor[]
+    const one64 = (n: number) => e.constant('int64', [1], [n])
+    const padded = (value: string, at: number, before: string, after: string) =>
+      e.emit('Pad', [value, e.emit('Concat', [before, after], { axis: 0 })[0] as string, '', one64(at)])[0] as string
+    let value = x as string
+    if (step > 1) {
+      // Each value is followed by step - 1 zeros; what that is too long is cut off by a negative pad.
+      const [column] = e.emit('Unsqueeze', [value, one64(axis + 1)])
+      const spread = padded(column as string, axis + 1, one64(0), one64(step - 1))
+      const sizes = g.shape.map((d, i) => (i < axis ? 0 : i === axis ? -1 : d))
+      value = e.emit('Reshape', [spread, e.sizes(sizes, [g])])[0] as string
+    }
+    const length = () => e.emit('Shape', [value], { start: axis, end: axis + 1 })[0] as string
+    const whole = e.sizes([size], like)
+    const minus = (a: string, b: string) => e.emit('Sub', [a, b])[0] as string
+    if (start >= 0) return [padded(value, axis, one64(start), minus(minus(whole, one64(start)), length()))]
+    const after = end === Number.MAX_SAFE_INTEGER ? one64(0) : one64(-end)
+    return [padded(value, axis, minus(minus(whole, after), length()), after)]
+  },
+  gradient: ({ attrs }, [g]) => [apply1('slice', [g], { axis: attrs.axis, start: attrs.start, end: attrs.end, step: attrs.step })],
+})
+
+defineOp({
+  name: 'flip',
+  doc: 'The values of some axes in reverse order.',
+  infer: (inputs) => [need('flip', inputs, 0)],
+  lower: (e, [x], { attrs }) => {
+    const axes = attrs.axes as number[]
+    const list = (n: number) =>
+      e.constant(
+        'int64',
+        [axes.length],
+        axes.map(() => n),
+      )
+    return e.emit('Slice', [x as string, list(-1), list(beforeFirst), e.constant('int64', [axes.length], axes), list(-1)])
+  },
+  gradient: ({ attrs }, [g]) => [apply1('flip', [g], attrs)],
 })
 
 defineOp({
@@ -104,6 +205,9 @@ defineOp({
     const [wide] = e.emit('Cast', [end as string], { to: 7 })
     return e.emit('Slice', [x as string, e.constant('int64', [1], [0]), wide as string, e.constant('int64', [1], [a.axis as number])])
   },
+  gradient: ({ inputs: [x], attrs }, [g]) => [
+    unslice(g as Tensor, x as Tensor, { axis: attrs.axis as number, start: 0, end: Number.MAX_SAFE_INTEGER, step: 1 }),
+  ],
 })
 
 defineOp({
@@ -114,18 +218,48 @@ defineOp({
     const axis = a.axis as number
     sameType('concat', ...xs)
     const first = xs[0] as Tensor
-    let size = 0
-    const names: string[] = []
-    for (const x of xs) {
+    for (const x of xs)
       if (!sameShape(x.shape.with(axis, 0), first.shape.with(axis, 0)))
         throw new ShapeError(`'concat' along axis ${axis} cannot join shapes ${xs.map((t) => shown(t.shape)).join(' and ')}.`)
-      const d = x.shape[axis] as Dim
-      if (typeof d === 'number') size += d
-      else names.push(d)
-    }
-    return one(first.dtype, first.shape.with(axis, names.length === 0 ? size : [...names, ...(size ? [size] : [])].join('+')))
+    return one(first.dtype, first.shape.with(axis, total(xs.map((x) => x.shape[axis] as Dim))))
   },
   lower: (e, xs, node) => (xs.length === 1 ? [xs[0] as string] : e.emit('Concat', xs, { axis: node.attrs.axis as number })),
+  gradient: ({ inputs, attrs, needs }, [g]) => {
+    const axis = attrs.axis as number
+    const xs = inputs as Tensor[]
+    const sizes = xs.map((x) => x.shape[axis] as Dim)
+    const parts = splitAs(g as Tensor, axis, sizes, xs)
+    return parts.map((part, i) => (needs[i] ? part : undefined))
+  },
+})
+
+/** Parts of one axis, of the given lengths, which `xs` have along the same axis. */
+function splitAs(g: Tensor, axis: number, sizes: readonly Dim[], xs: readonly Tensor[]): readonly Tensor[] {
+  if (sizes.every((n) => typeof n === 'number')) return split(g, axis, sizes as number[])
+  return apply('split', [g, ...new Set(xs.flatMap((x, i) => carriers([sizes[i] as Dim], x)))], { axis, sizes })
+}
+
+defineOp({
+  name: 'split',
+  doc: 'Parts of one axis, of the given lengths; named lengths are read from the other inputs.',
+  infer: (inputs, a) => {
+    const x = need('split', inputs, 0)
+    const axis = a.axis as number
+    const sizes = a.sizes as readonly Dim[]
+    if (total(sizes) !== x.shape[axis])
+      throw new ShapeError(`Parts of ${sizes.join(', ')} do not make up axis ${axis} of ${shown(x.shape)}.`)
+    return sizes.map((n) => ({ dtype: x.dtype, shape: x.shape.with(axis, n) }))
+  },
+  lower: (e, [x], { attrs: a, inputs }) => {
+    const sizes = a.sizes as readonly Dim[]
+    return e.emit('Split', [x as string, e.sizes(sizes, inputs as Tensor[])], { axis: a.axis as number }, { outputs: sizes.length })
+  },
+  gradient: ({ outputs, attrs }, grads) => [
+    concat(
+      outputs.map((y, i) => grads[i] ?? zerosLike(y)),
+      attrs.axis as number,
+    ),
+  ],
 })
 
 defineOp({
@@ -139,6 +273,15 @@ defineOp({
     const from = [node.inputs[0] as Tensor, ...node.inputs.slice(1).map((t) => t as Tensor)]
     return e.emit('Expand', [x as string, e.sizes((node.outputs[0] as Tensor).shape, from)])
   },
+  gradient: ({ inputs: [x] }, [g]) => [unbroadcast(g as Tensor, x as Tensor)],
+})
+
+defineOp({
+  name: 'extent',
+  doc: 'The product of some lengths as a scalar, int64; named ones are read from the inputs.',
+  infer: () => one('int64', []),
+  lower: (e, _, { attrs, inputs }) => e.emit('Squeeze', [e.sizes([product(attrs.shape as Shape)], inputs as Tensor[])]),
+  gradient: 'none',
 })
 
 defineOp({
@@ -167,6 +310,8 @@ export const slice = (x: Tensor, axis: number, start: number, end = Number.MAX_S
   apply1('slice', [x], { axis: axisOf(x, axis), start, end, step })
 /** The first `count` values of an axis, `count` being a scalar tensor; the new length has the name `symbol`. */
 export const sliceTo = (x: Tensor, axis: number, count: Tensor, symbol: string) => apply1('slice_to', [x, count], { axis, symbol })
+/** Some axes in reverse order. */
+export const flip = (x: Tensor, axes: readonly number[]) => apply1('flip', [x], { axes: axes.map((a) => axisOf(x, a)) })
 /** Tensors one after another along an axis. */
 export const concat = (xs: readonly Tensor[], axis: number) => apply1('concat', xs, { axis: axisOf(xs[0] as Tensor, axis) })
 /** Repeats axes of length 1 up to a shape; symbols in it are read from `x` or from the tensors given as `like`. */
@@ -176,5 +321,8 @@ export const iota = (x: Tensor, axis: number) => apply1('iota', [x], { axis: axi
 /** Parts of one axis, of the given lengths. */
 export const split = (x: Tensor, axis: number, sizes: readonly number[]) => {
   let start = 0
-  return sizes.map((n) => slice(x, axis, start, (start += n)))
+  return sizes.map((n) => {
+    start += n
+    return slice(x, axis, start - n, start)
+  })
 }

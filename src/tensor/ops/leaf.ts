@@ -62,6 +62,20 @@ defineOp({
   gradient: 'none',
 })
 
+defineOp({
+  name: 'slot',
+  doc: 'The value plus an input that broadcasts against it: a place where something can be added without compiling anew.',
+  infer: (inputs) => [need('slot', inputs, 0)],
+  lower: (e, [x, added]) => e.emit('Add', [x as string, added as string]),
+  gradient: (_, [g]) => [g, undefined],
+})
+
+/** `x` plus the input `name`, whose axes may each be as long as those of `x`, or 1: zeros of shape [1, …, width] change nothing. */
+export function slot(x: Tensor, name: string): Tensor {
+  const shape = x.shape.map((d, i) => (typeof d === 'string' ? `${name}:${i}` : d))
+  return apply1('slot', [x, input(name, x.dtype, shape)])
+}
+
 /** A value fed at every run, under a name. Axes may be symbols. */
 export function input(name: string, dtype: DType, shape: Shape): Tensor {
   return apply1('input', [], { name, dtype, shape })
@@ -79,9 +93,12 @@ export function fromArray(array: NDArray): Tensor {
   return constant(array.dtype, array.shape, array.data)
 }
 
+/** Bytes that a weight takes where it lies. */
+export const weightBytes = (ref: WeightRef) => ('path' in ref.place ? ref.place.bytes : ref.place.data.byteLength)
+
 /** A weight leaf. */
 export function weight(ref: WeightRef): Tensor {
-  const bytes = 'path' in ref.place ? ref.place.bytes : ref.place.data.byteLength
+  const bytes = weightBytes(ref)
   const expected = bytesOf(ref.dtype, sizeOf(ref.shape))
   if (bytes !== expected)
     throw new ShapeError(`The weight '${ref.name}' of shape [${ref.shape.join(', ')}] needs ${expected} bytes, but ${bytes} are stored.`)

@@ -1,7 +1,14 @@
 /** @file Matrix products. */
 import { ShapeError } from '../../base/errors.ts'
-import { broadcast, need, one, sameType } from '../shape.ts'
+import { broadcast, need, one, product, sameShape, sameType } from '../shape.ts'
 import { apply1, type Dim, defineOp, shown, type Tensor } from '../tensor.ts'
+import { reshapeTo, unbroadcast } from './like.ts'
+
+interface MatmulAttrs {
+  readonly transA: boolean
+  readonly transB: boolean
+  readonly alpha: number
+}
 
 defineOp({
   name: 'matmul',
@@ -27,7 +34,31 @@ defineOp({
           { domain: 'com.microsoft' },
         )
       : e.emit('MatMul', [x as string, y as string]),
+  gradient: ({ inputs, attrs, needs }, [grad]) => {
+    const [x, y, g] = [...inputs, grad] as [Tensor, Tensor, Tensor]
+    const a = attrs as unknown as MatmulAttrs
+    return [needs[0] ? leftGradient(g, x, y, a) : undefined, needs[1] ? rightGradient(g, x, y, a) : undefined]
+  },
 })
+
+function leftGradient(g: Tensor, x: Tensor, y: Tensor, { transA, transB, alpha }: MatmulAttrs): Tensor {
+  if (transA) return unbroadcast(matmul(y, g, { transA: transB, transB: true, alpha }), x)
+  return unbroadcast(matmul(g, y, { transB: !transB, alpha }), x)
+}
+
+function rightGradient(g: Tensor, x: Tensor, y: Tensor, { transA, transB, alpha }: MatmulAttrs): Tensor {
+  // A weight meets every row of a batch: its gradient is one product over all rows, not one for each item and then a sum.
+  const isWeight = y.rank === 2 && x.rank > 2 && !transA
+  const [xs, gs] = isWeight ? [rows(x), rows(g)] : [x, g]
+  const whole = transB ? matmul(gs, xs, { transA: true, transB: transA, alpha }) : matmul(xs, gs, { transA: !transA, alpha })
+  return sameShape(whole.shape, y.shape) ? whole : unbroadcast(whole, y)
+}
+
+/** All axes but the last as one. */
+function rows(x: Tensor): Tensor {
+  const width = x.shape.at(-1) as Dim
+  return reshapeTo(x, [product(x.shape.slice(0, -1)), width], x)
+}
 
 /** Matrix product over the last two axes; `alpha` scales the result. */
 export const matmul = (x: Tensor, y: Tensor, options: { transA?: boolean; transB?: boolean; alpha?: number } = {}) =>
