@@ -143,8 +143,7 @@ export async function readJson(path: string): Promise<unknown> {
   return parseJson(text, path)
 }
 
-/** Parses JSON text that came from `path`, which the error names. */
-export function parseJson(text: string, path: string): unknown {
+function parseJson(text: string, path: string): unknown {
   try {
     // Some editors put a byte-order mark first, which JSON does not allow.
     return JSON.parse(text.startsWith('\uFEFF') ? text.slice(1) : text)

@@ -17,6 +17,8 @@ export interface GenerateOptions extends SamplingOptions {
   readonly stop?: readonly string[]
   /** Goes on after an end-of-text token. */
   readonly ignoreEos?: boolean
+  /** Gives each step the logarithm of its token's probability. */
+  readonly logProbabilities?: boolean
   /** Sites to read at every step. */
   readonly taps?: readonly TapSpec[]
   readonly signal?: AbortSignal
@@ -32,8 +34,8 @@ export interface GenerationStep {
   readonly token: number
   /** Text that it completed; empty while a character is incomplete. */
   readonly text: string
-  /** Logarithm of the token's probability under the model, before temperature and filters. */
-  readonly logProbability: number
+  /** Logarithm of the token's probability under the model, before temperature and filters; where `logProbabilities` was asked for. */
+  readonly logProbability?: number
   /** Values of the tapped sites in the pass that chose this token: the whole prompt at first, then one position. Shared by the rows of a step. */
   readonly taps: Readonly<Record<string, Activation>>
 }
@@ -186,10 +188,9 @@ export class Generation implements AsyncIterable<string> {
     limit: number,
     context: number,
   ): Pick<GenerationStep, 'token' | 'text' | 'logProbability'> {
-    const normaliser = logSumExp(logits)
-    const original = logits.slice()
+    const original = this.options.logProbabilities ? logits.slice() : undefined
     const token = row.sampler.choose(logits, row.ids)
-    const logProbability = (original[token] as number) - normaliser
+    const scored = original ? { logProbability: (original[token] as number) - logSumExp(original) } : {}
     row.ids.push(token)
     const { tokenizer } = this.core
     const ended = !this.options.ignoreEos && tokenizer?.eosIds.includes(token) === true
@@ -197,11 +198,11 @@ export class Generation implements AsyncIterable<string> {
     const last = ended || step + 1 >= limit || row.ids.length >= context
     if (last && row.decoder) row.text += row.decoder.end()
     const text = this.release(row, last)
-    if (row.finish) return { token, text, logProbability }
+    if (row.finish) return { token, text, ...scored }
     if (ended) row.finish = 'stop'
     else if (row.ids.length >= context && step + 1 < (this.options.maxNewTokens ?? Number.POSITIVE_INFINITY)) row.finish = 'context'
     else if (last) row.finish = 'length'
-    return { token, text, logProbability }
+    return { token, text, ...scored }
   }
 
   /** Text that may be shown: everything up to a stop string, or to what may become one. */

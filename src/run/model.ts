@@ -7,6 +7,7 @@ import type { SiteInfo } from '../sites/address.ts'
 import type { Edit } from '../sites/edits.ts'
 import { axisSize, type FireCounts, type PreparedEdit, prepareEdits } from '../sites/prepare.ts'
 import type { AxisName } from '../sites/vocabulary.ts'
+import type { WeightRef } from '../tensor/index.ts'
 import { type Activation, type Batch, batchOfRows, batchOfTensors, checkBatch, type ModelInput, stepFeeds, toCaller } from './batch.ts'
 import { type ModelCore, outputNames } from './core.ts'
 import { type GenerateOptions, Generation } from './generate.ts'
@@ -84,6 +85,11 @@ export class Model {
   /** Precision of weights and activations. */
   get precision(): 'f32' {
     return 'f32'
+  }
+
+  /** The weights by their names in the checkpoint: shape, type, and where their bytes lie. */
+  get weights(): ReadonlyMap<string, WeightRef> {
+    return this.core.weights.refs
   }
 
   /** Counts of compiled sessions, for tests and `doctor`. */

@@ -12,13 +12,16 @@ export interface PreTokenizer {
   readonly patterns: readonly string[]
   /** A word that is a token is taken whole, whatever the merges say. */
   readonly ignoreMerges?: boolean
+  /** Characters are composed first (which llama.cpp leaves out, but the models were trained with). */
+  readonly nfc?: boolean
   /** BOS is added where the file does not say. */
   readonly addBos?: boolean
 }
 
 const contraction = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 const tail = '\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+'
-const words = (digits: string): string => `${contraction}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|${digits}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|${tail}`
+const words = (digits: string, letter = '\\p{L}', used = '\\p{L}\\p{N}'): string =>
+  `${contraction}|[^\\r\\n\\p{L}\\p{N}]?${letter}+|${digits}| ?[^\\s${used}]+[\\r\\n]*|${tail}`
 const upper = '[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]'
 const lower = '[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]'
 /** Words that also split where small letters turn into capitals; `ending` may follow a word. */
@@ -53,11 +56,9 @@ const ways: readonly (readonly [PreTokenizer, string])[] = [
   [singleDigits, 'smollm starcoder refact command-r codeshell exaone minerva-7b mellum2'],
   [llama3, 'llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano'],
   [threeDigits, 'dbrx smaug-bpe glm4 chatglm-bpe'],
-  [qwen2, 'qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2'],
-  [
-    { patterns: [words('\\p{N}').replace('\\p{L}+', '[\\p{L}\\p{M}]+').replace('[^\\s\\p{L}\\p{N}]', '[^\\s\\p{L}\\p{M}\\p{N}]')] },
-    'qwen35',
-  ],
+  [{ ...qwen2, nfc: true }, 'qwen2 deepseek-r1-qwen'],
+  [qwen2, 'kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2'],
+  [{ patterns: [words('\\p{N}', '[\\p{L}\\p{M}]', '\\p{L}\\p{M}\\p{N}')], nfc: true }, 'qwen35'],
   [gpt4o, 'gpt-4o llama4 kanana2 minimax-m2'],
   [{ patterns: [cased('\\p{N}', '')], ignoreMerges: true, addBos: true }, 'tekken'],
   [deepseek3, 'deepseek-v3 hunyuan-dense joyai-llm'],

@@ -110,7 +110,7 @@ function byteLevel(read: Reader, vocabulary: Vocabulary): Tokenizer {
   const split = (regex: string): Json => ({ type: 'Split', pattern: { Regex: regex }, behavior: 'Isolated', invert: false })
   const json: Json = {
     added_tokens: added,
-    normalizer: null,
+    normalizer: way.nfc ? { type: 'NFC' } : null,
     pre_tokenizer: {
       type: 'Sequence',
       pretokenizers: [...way.patterns.map(split), { type: 'ByteLevel', add_prefix_space: false, trim_offsets: false, use_regex: false }],

@@ -221,7 +221,8 @@ export class HfTokenizer implements Tokenizer {
   /** Bytes that a token stands for in a text. */
   #bytesOf(id: number, token: string): Uint8Array {
     const encoder = new TextEncoder()
-    if (this.#added.has(id) || this.special.has(id)) return encoder.encode(token)
+    // Added tokens are spelled as they are written, but for the spaces that some of them stand for.
+    if (this.#spelling !== 'metaspace' && (this.#added.has(id) || this.special.has(id))) return encoder.encode(token)
     switch (this.#spelling) {
       case 'bytes':
         return bytesOfLevelToken(token)

@@ -89,6 +89,13 @@ describe('a small vocabulary', () => {
   })
 })
 
+test('older files spell bytes as characters, and mean the bytes', () => {
+  const older = Array.from({ length: 256 }, (_, byte) => [String.fromCharCode(byte), 0] as const)
+  const tokenizer = parseLlama2cTokenizer(pack([...small.slice(0, 3), ...older, ['é', -1], [' ', -2], [' \u00e2', -3]]))
+  expect(tokenizer.encode('éⅧ', { addSpecial: false })).toEqual([260, 259, 3 + 0xe2, 3 + 0x85, 3 + 0xa7])
+  expect(tokenizer.decode(tokenizer.encode('éⅧ\u0085'), { skipSpecial: true })).toBe('éⅧ\u0085')
+})
+
 describe('a damaged file', () => {
   test.each([
     ['empty', new Uint8Array(0), undefined, /ends after 0 pieces: it is truncated/],

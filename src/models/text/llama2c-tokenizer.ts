@@ -74,7 +74,10 @@ export function parseLlama2cTokenizer(bytes: Uint8Array, vocabSize?: number, nam
   })
 }
 
-/** Byte tokens are `<0xNN>` in newer files and the character of that number in older ones; in both they mean the byte. */
+/**
+ * Byte tokens are `<0xNN>` in newer files and the character of that number in older ones (stories15M's). In both they mean the byte,
+ * and as in SentencePiece no text is merged into them, where llama2.c merges the letter â of the byte E2 with the space before it.
+ */
 function byteTokens(pieces: readonly Uint8Array[]): Map<number, number> {
   const isByte = (piece: string, byte: number): boolean => byteOfPiece(piece) === byte || piece === String.fromCharCode(byte)
   const all = Array.from({ length: 256 }, (_, byte): [number, number] => [firstByteId + byte, byte])

@@ -1,7 +1,9 @@
 """Record references for tokenizers with scores: `pip install sentencepiece==0.2.3`, then `python make_scores.py STORIES.PY FOLDER`.
 
 STORIES.PY holds llama2.c's algorithm as `tok` and `enc` (merging by searching all pairs again, quadratic); FOLDER holds stories15M's tokenizer.bin
-and tok512.bin. Writes score-reference.json beside this file: ids of texts by those two vocabularies, and a small SentencePiece model
+and tok512.bin. Writes score-reference.json beside this file: ids of texts by those two vocabularies (of
+characters whose bytes stories15M's older file spells as Latin letters, `enc` merges those letters with their neighbours, as llama2.c does and Llama's tokenizer does not:
+such characters, U+0085 and Ⅷ among them, are left out), and a small SentencePiece model
 (its pieces, scores and types, as a GGUF file would hold them) with the ids and texts that SentencePiece itself gives.
 """
 import io, json, os, re, struct, sys
@@ -12,7 +14,7 @@ source = open(sys.argv[1]).read()
 functions = {}
 exec('import struct\n' + ''.join(re.findall(r'^def (?:tok|enc)\(.*?(?=^def )', source, re.M | re.S)), functions)
 STORIES = ['', ' ', 'Once upon a time, there was a', 'Lily and Ben', '  two  spaces ', 'line\nbreak\n\nparagraph', 'a\u0000b', '👍🏽 emoji 👨‍👩‍👧', 'naïve café', '日本語', '<s> is not special </s>', '<0x41>', '<unk>', 'x' * 50,
-           '"Hello!" she said. "1, 2, 3... 45678?"', CORPUS[:600], 'the ' * 60, 'aaaabaaaab' * 12]
+           '"Hello!" she said. "1, 2, 3... 45678?"', CORPUS[:400], 'the ' * 60, 'aaaabaaaab' * 12]
 out = {}
 for name, path, size in (('stories15M', 'tokenizer.bin', 32000), ('stories260K', 'tok512.bin', 512)):
     pieces, scores = functions['tok'](os.path.join(sys.argv[2], path), size)
