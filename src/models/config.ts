@@ -40,6 +40,41 @@ export class ConfigReader {
     return value
   }
 
+  /** A number, or undefined when none of the names is there. */
+  maybe(...names: string[]): number | undefined {
+    for (const name of names) {
+      const value = this.config[name]
+      if (value === undefined || value === null) continue
+      return this.number(name)
+    }
+    return undefined
+  }
+
+  /** A list of numbers. */
+  numbers(name: string): readonly number[] {
+    const value = this.config[name]
+    if (!Array.isArray(value) || !value.every((v) => typeof v === 'number' && Number.isFinite(v))) throw this.missing([name], 'a list of numbers')
+    return value as number[]
+  }
+
+  /** A list of strings, or undefined. */
+  optionalNames(name: string): readonly string[] | undefined {
+    const value = this.config[name]
+    if (value === undefined || value === null) return undefined
+    if (!Array.isArray(value) || !value.every((v) => typeof v === 'string'))
+      throw new ModelError(`'${name}' in ${this.where} must be a list of strings, not ${JSON.stringify(value)}.`)
+    return value as string[]
+  }
+
+  /** Refuses a setting that changes the numbers in a way that is not implemented. */
+  refuseUnless(name: string, ...allowed: readonly unknown[]): void {
+    const value = this.config[name]
+    if (value !== undefined && value !== null && !allowed.includes(value))
+      throw new ModelError(
+        `'${name}' in ${this.where} is ${JSON.stringify(value)}, which this family does not support; it must be ${allowed.map((a) => JSON.stringify(a)).join(' or ')}.`,
+      )
+  }
+
   /** A boolean, with a default. */
   flag(name: string, otherwise: boolean): boolean {
     const value = this.config[name] ?? otherwise
@@ -55,6 +90,11 @@ export class ConfigReader {
     throw new ModelError(
       `'${name}' in ${this.where} is ${JSON.stringify(value)}, which is not known; known are ${Object.keys(table).join(', ')}${near ? ` (nearest: ${near})` : ''}.`,
     )
+  }
+
+  /** Whether the config says something about a setting, be it that there is none. */
+  has(name: string): boolean {
+    return this.config[name] !== undefined
   }
 
   /** A nested object, or undefined. */

@@ -6,14 +6,27 @@ export interface Linear {
   readonly bias?: string
   /** How the matrix is stored: `out,in` (torch Linear) or `in,out` (GPT-2's Conv1D). */
   readonly layout: 'out,in' | 'in,out'
+  /** The matrix is item `at` of a stack of `of` matrices. */
+  readonly item?: { readonly at: number; readonly of: number }
 }
 
-/** A normalisation with its parameters. */
+/** A normalisation over the last axis, with its parameters. */
 export interface Norm {
   readonly kind: 'rms' | 'layer'
-  readonly weight: string
+  /** The gain; none where the norm only normalises. */
+  readonly weight?: string
   readonly bias?: string
   readonly eps: number
+  /** The gain is stored less one. */
+  readonly plusOne?: boolean
+}
+
+/** A normalisation of queries or keys. */
+export interface HeadNorm extends Omit<Norm, 'weight'> {
+  /** Over one head with the gain of all heads, over one head with a gain of its own, or over all heads at once. */
+  readonly over: 'head' | 'own head' | 'all heads'
+  /** One parameter, or one for each head. */
+  readonly weight?: string | readonly string[]
 }
 
 /** How RoPE stretches beyond its training length. */
@@ -27,40 +40,138 @@ export type RopeScaling =
       readonly highFreqFactor: number
       readonly originalMaxPositions: number
     }
-
-/** How a model knows where a token stands. */
-export type Positions =
   | {
-      readonly kind: 'rotary'
-      readonly theta: number
-      /** Coordinates of each head that rotate. */
-      readonly dim: number
-      /** Pairs are neighbours (x0, x1) or halves (x0, x_{n/2}). */
-      readonly interleaved: boolean
-      readonly scaling: RopeScaling
+      readonly kind: 'yarn'
+      readonly factor: number
+      readonly betaFast: number
+      readonly betaSlow: number
+      readonly originalMaxPositions: number
+      /** The ends of the ramp are whole numbers. */
+      readonly truncate: boolean
+      /** Factor on cosines and sines. */
+      readonly amplitude: number
     }
-  | { readonly kind: 'learned'; readonly weight: string; readonly count: number }
+  /** The base grows with the length of the run, beyond the original length. */
+  | { readonly kind: 'dynamic'; readonly factor: number; readonly originalMaxPositions: number }
+  /** Each frequency has a divisor: one list up to the original length, another for longer runs. */
+  | {
+      readonly kind: 'longrope'
+      readonly short: readonly number[]
+      readonly long: readonly number[]
+      readonly originalMaxPositions: number
+      readonly amplitude: number
+    }
 
-/** Activation functions by the names that configs use. */
-export type Activation = 'silu' | 'gelu' | 'gelu_tanh' | 'relu'
+/** Rotation of queries and keys by their position. */
+export interface Rotary {
+  readonly theta: number
+  /** Coordinates of each head that rotate. */
+  readonly dim: number
+  /** What the exponents of the frequencies are divided by, where it is not `dim`. */
+  readonly exponentDim?: number
+  /** Pairs are neighbours (x0, x1) or halves (x0, x_{n/2}). */
+  readonly interleaved: boolean
+  readonly scaling: RopeScaling
+}
+
+/** How a model knows where a token stands. Where only some layers rotate, or differently, their `attention.rotary` says so. */
+export type Positions =
+  | ({ readonly kind: 'rotary' } & Rotary)
+  | {
+      readonly kind: 'learned'
+      readonly weight: string
+      /** Positions that can be used. */
+      readonly count: number
+      /** Rows of the table before the one of position 0. */
+      readonly offset: number
+    }
+  | {
+      readonly kind: 'alibi'
+      /** Added to a score for each position of the key, by head. */
+      readonly slopes: readonly number[]
+      /** The model was trained with biases rounded to this type, times the factor. */
+      readonly rounded?: { readonly to: 'bfloat16'; readonly factor: number }
+    }
+  | { readonly kind: 'none' }
+
+/** Activation functions by the names that the record uses. */
+export type Activation = 'silu' | 'gelu' | 'gelu_tanh' | 'quick_gelu' | 'relu' | 'relu_squared' | 'tanh' | 'sigmoid'
 
 /** How q, k and v come out of the residual stream. */
 export type Projection =
   | { readonly kind: 'split'; readonly q: Linear; readonly k: Linear; readonly v: Linear }
-  | { readonly kind: 'fused'; readonly qkv: Linear }
+  /** One matrix: first all of q, then k, then v; or for each key-value head its queries, its key and its value. */
+  | { readonly kind: 'fused'; readonly qkv: Linear; readonly order: 'concatenated' | 'by key-value head' }
+
+/** Attention of one block. */
+export interface AttentionSpec {
+  readonly projection: Projection
+  readonly output: Linear
+  /** Factor on q·k. */
+  readonly scale: number
+  /** Absent where this layer does not rotate. */
+  readonly rotary?: Rotary
+  /** Only the last `window` keys are seen. */
+  readonly window?: number
+  /** Scores become c·tanh(score/c). */
+  readonly softcap?: number
+  readonly qNorm?: HeadNorm
+  readonly kNorm?: HeadNorm
+  /** q, k and v are clamped to ± this value. */
+  readonly clip?: number
+}
+
+/** A feed-forward network without routing. */
+export type DenseMlp =
+  | { readonly kind: 'plain'; readonly up: Linear; readonly down: Linear; readonly activation: Activation }
+  | {
+      readonly kind: 'gated'
+      /** Two matrices, or one that holds the gate first and then the up projection. */
+      readonly gate: { readonly gate: Linear; readonly up: Linear } | { readonly gateUp: Linear }
+      readonly down: Linear
+      readonly activation: Activation
+    }
+
+/** A mixture of experts: a router chooses some of them for each token. */
+export interface ExpertMlp {
+  readonly kind: 'experts'
+  readonly router: Linear
+  readonly count: number
+  /** Experts that each token goes to. */
+  readonly perToken: number
+  /** Width of one expert. */
+  readonly width: number
+  /** The weights of the chosen experts are scaled to sum to one. */
+  readonly normalised: boolean
+  readonly expert: (index: number) => DenseMlp
+  /** A network that every token passes, times the sigmoid of its gate where it has one. */
+  readonly shared?: { readonly mlp: DenseMlp; readonly width: number; readonly gate?: Linear }
+}
 
 /** The feed-forward part of a block. */
-export type Mlp =
-  | { readonly kind: 'gated'; readonly gate: Linear; readonly up: Linear; readonly down: Linear; readonly activation: Activation }
-  | { readonly kind: 'plain'; readonly up: Linear; readonly down: Linear; readonly activation: Activation }
+export type Mlp = DenseMlp | ExpertMlp
 
 /** One block. */
 export interface BlockSpec {
-  readonly attnNorm: Norm
-  readonly projection: Projection
-  readonly output: Linear
-  readonly mlpNorm: Norm
+  /** The MLP reads the stream after attention was added, or both read the same. */
+  readonly residual: 'sequential' | 'parallel'
+  /** Before attention; in a parallel block without `mlpNorm` also before the MLP. */
+  readonly attnNorm?: Norm | undefined
+  readonly attention: AttentionSpec
+  /** On the output of attention, before it is added. */
+  readonly attnPostNorm?: Norm | undefined
+  /** On the residual stream, after attention was added. */
+  readonly attnSumNorm?: Norm | undefined
+  readonly mlpNorm?: Norm | undefined
   readonly mlp: Mlp
+  /** On the output of the MLP, before it is added. */
+  readonly mlpPostNorm?: Norm | undefined
+  /** On the residual stream, after the MLP was added. */
+  readonly mlpSumNorm?: Norm | undefined
+  /** Factor on what attention and MLP add. */
+  readonly multiplier?: number
+  /** Modules of the reference that add the residual stream themselves, so that it is part of their output. */
+  readonly addsInside?: readonly ('attn_out' | 'mlp_out')[]
 }
 
 /** A decoder-only language model. */
@@ -72,29 +183,52 @@ export interface DecoderSpec {
   readonly heads: number
   readonly kvHeads: number
   readonly headDim: number
+  /** Width of the MLP of blocks without experts. */
   readonly dMlp: number
   readonly vocab: number
   /** Longest context that the model was made for. */
   readonly maxPositions: number
   readonly positions: Positions
   readonly embedding: string
+  /** Factor on the embeddings. */
+  readonly embeddingScale?: number
+  readonly embeddingNorm?: Norm
+  /** Embeddings of another width, with the projections between it and the residual stream. */
+  readonly narrow?: { readonly width: number; readonly in: Linear; readonly out: Linear }
   readonly block: (layer: number) => BlockSpec
-  readonly finalNorm: Norm
+  readonly finalNorm?: Norm
   /** The unembedding; the embedding's own matrix when tied. */
   readonly head: Linear
-  /** Module path of block `layer` in the checkpoint, for Hugging Face aliases. */
+  /** Factor on the logits. */
+  readonly logitScale?: number
+  /** Logits become c·tanh(logit/c). */
+  readonly logitSoftcap?: number
+  /** Module paths in the checkpoint, for Hugging Face aliases. */
   readonly modules: ModulePaths
+  /** Other names under which checkpoints have the tensor that this record calls so. */
+  readonly otherNames?: (name: string) => readonly string[]
+  /** Beginnings of names of tensors in the checkpoint that belong to something else, as a vision tower does. */
+  readonly foreign?: readonly string[]
 }
 
 /** Hugging Face module paths, relative to a block where they repeat. */
 export interface ModulePaths {
   readonly blocks: string
   readonly attention: string
-  readonly mlp: string
-  readonly attnNorm: string
-  readonly mlpNorm: string
+  /** Absent where the MLP is no module of its own. */
+  readonly mlp?: string
   readonly embedding: string
-  readonly finalNorm: string
+  readonly finalNorm?: string
   readonly head: string
-  readonly extra?: Readonly<Record<string, string>>
+  /** Modules whose output is the site of that name, relative to a block. */
+  readonly sites?: Readonly<Record<string, string>>
+}
+
+/** Number of experts of a model and of those chosen for each token; undefined without experts. */
+export function expertsOf(spec: DecoderSpec): { readonly count: number; readonly perToken: number } | undefined {
+  for (let layer = 0; layer < spec.layers; layer++) {
+    const { mlp } = spec.block(layer)
+    if (mlp.kind === 'experts') return mlp
+  }
+  return undefined
 }

@@ -4,7 +4,6 @@ import type { WorkOptions } from '../base/progress.ts'
 import type { NDArray } from '../base/types.ts'
 import { input, type Tensor, type WeightRef, weight, weightBytes } from '../tensor/index.ts'
 import type { WeightStore } from './formats/index.ts'
-import { ropeTables } from './rope.ts'
 import type { DecoderSpec } from './spec.ts'
 import type { Parameters } from './trunks/decoder.ts'
 
@@ -16,7 +15,8 @@ const prefixes = ['', 'transformer.', 'model.']
 
 /** The weights of a model, by the names that its family uses. */
 export class ModelWeights {
-  private readonly refs: ReadonlyMap<string, WeightRef>
+  /** By the names in the checkpoint. */
+  readonly refs: ReadonlyMap<string, WeightRef>
   private readonly used = new Set<string>()
   /** What to call the checkpoint in a message. */
   readonly name: string
@@ -29,9 +29,9 @@ export class ModelWeights {
     this.bytes = [...refs.values()].reduce((sum, r) => sum + weightBytes(r), 0)
   }
 
-  /** A weight of the given shape; refuses a missing one and another shape. */
-  ref(name: string, shape: readonly number[]): WeightRef {
-    const found = this.find(name)
+  /** A weight of the given shape, by one of its names; refuses a missing one and another shape. */
+  ref(name: string, shape: readonly number[], otherNames: readonly string[] = []): WeightRef {
+    const found = [name, ...otherNames].map((n) => this.nameOf(n)).find((n) => n !== undefined)
     if (!found) {
       const near = nearest(name, this.refs.keys())
       throw new ModelError(
@@ -48,7 +48,7 @@ export class ModelWeights {
   }
 
   /** The name under which the checkpoint has a tensor of the family's name. */
-  private find(name: string): string | undefined {
+  nameOf(name: string): string | undefined {
     if (this.refs.has(name)) return name
     for (const p of prefixes) {
       if (this.refs.has(p + name)) return p + name
@@ -57,14 +57,17 @@ export class ModelWeights {
     return undefined
   }
 
-  /** Names that were never asked for. `tied` says that a separate unembedding in the file is a copy. */
-  unused(tied: boolean): string[] {
-    return [...this.refs.keys()].filter((n) => !this.used.has(n) && !buffers.some((b) => b.test(n)) && !(tied && n === 'lm_head.weight'))
+  /** Names that were never asked for, of tensors that are the model's. */
+  unused(spec: DecoderSpec): string[] {
+    // With tied weights, a separate unembedding in the file is a copy.
+    const copies = spec.head.weight === spec.embedding ? ['lm_head.weight'] : []
+    const foreign = (n: string) => spec.foreign?.some((f) => n.startsWith(f)) === true
+    return [...this.refs.keys()].filter((n) => !this.used.has(n) && !buffers.some((b) => b.test(n)) && !copies.includes(n) && !foreign(n))
   }
 
   /** Refuses a checkpoint with tensors that the model does not read. */
   checkAllRead(spec: DecoderSpec): void {
-    const rest = this.unused(spec.head.weight === spec.embedding)
+    const rest = this.unused(spec)
     if (rest.length > 0)
       throw new ModelError(
         `${this.name} holds ${rest.length} tensors that the family '${spec.family}' does not read (${listed(rest, 4)}); the numbers would be wrong without them.`,
@@ -72,15 +75,19 @@ export class ModelWeights {
   }
 }
 
-/** Parameters of a trunk, from weights and computed tables; `feeds` are the values of inputs that never change. */
-export function parametersOf(
-  spec: DecoderSpec,
-  weights: ModelWeights,
-  contextLength: number,
-): Parameters & { readonly feeds: Readonly<Record<string, NDArray>> } {
+/** What comes with the parameters of a trunk. */
+export interface ComputedParts {
+  /** Values of inputs that never change. */
+  readonly feeds: Readonly<Record<string, NDArray>>
+  /** The leaf of a weight that was asked for, by its name in the checkpoint. */
+  byName(name: string): Tensor | undefined
+}
+
+/** Parameters of a trunk, from weights and computed tables; `feeds` are the values of inputs that never change, known once a trunk was traced. */
+export function parametersOf(spec: DecoderSpec, weights: ModelWeights, contextLength: number): Parameters & ComputedParts {
   const made = new Map<string, Tensor>()
   const get = (name: string, shape: readonly number[]) => {
-    const ref = weights.ref(name, shape)
+    const ref = weights.ref(name, shape, spec.otherNames?.(name))
     let t = made.get(ref.name)
     if (!t) {
       t = weight(ref)
@@ -88,17 +95,19 @@ export function parametersOf(
     }
     return t
   }
-  const { positions } = spec
-  if (positions.kind !== 'rotary') return { get, feeds: {} }
+  const feeds: Record<string, NDArray> = {}
+  const tables = new Map<string, Tensor>()
   // Inputs rather than weights: the runtime wants the external data of one program all in files or all in memory.
-  const shape = [contextLength, positions.dim / 2]
-  const tables = ropeTables(positions.theta, positions.dim, positions.scaling, contextLength)
-  const table = (data: Float32Array): NDArray => ({ dtype: 'float32', shape, data })
-  return {
-    get,
-    rotary: { cos: input('rope_cos', 'float32', shape), sin: input('rope_sin', 'float32', shape) },
-    feeds: { rope_cos: table(tables.cos), rope_sin: table(tables.sin) },
+  const table = (name: string, shape: readonly number[], data: Float32Array) => {
+    let t = tables.get(name)
+    if (!t) {
+      t = input(name, 'float32', shape)
+      tables.set(name, t)
+      feeds[name] = { dtype: 'float32', shape, data }
+    }
+    return t
   }
+  return { get, table, contextLength, feeds, byName: (name: string) => made.get(weights.nameOf(name) ?? name) }
 }
 
 /** Writes tensors as float32 into files and says where each lies. */

@@ -90,7 +90,7 @@ export class ModelCore {
   /** The program for a request; the same structure gives the same program, whatever the numbers. */
   async program(request: ProgramRequest): Promise<PreparedProgram> {
     const { spec } = this
-    const segmented = this.segmented(request)
+    const segmented = this.segmented(request.cache)
     // Generation keeps its slots open, so that turning to another layer compiles nothing; so does a run once it adds something.
     // In segments an edit compiles one of them, where opening slots would compile all.
     const hasSlot = (site: SiteInfo) => !segmented && slotSites.includes(site.row.name)
@@ -108,14 +108,7 @@ export class ModelCore {
     const ready = whole && !request.cache ? this.residualSites() : []
     const taps = [...new Set([...ready, ...request.taps])]
     const key = JSON.stringify([compiled.map((e) => [e.key, e.structure]), taps, request.logits, traceOptions])
-    let program = this.programs.get(key)
-    if (!program) {
-      program = this.build(compiled, taps, request, traceOptions)
-      this.programs.set(key, program)
-      // A graph that was refused must be refused again with its own sentence.
-      program.catch(() => this.programs.delete(key))
-    }
-    const built = await program
+    const built = await this.compiled(key, () => this.outputsOf(compiled, taps, request, traceOptions), request.cache)
     const slotNames = slots
       ? [...built.inputs.keys()].filter((n) => n.startsWith(slotName(''))).map((n) => n.slice(slotName('').length))
       : []
@@ -139,25 +132,64 @@ export class ModelCore {
   }
 
   /** One token costs little, so that the borders between sessions would show: generation is compiled as a whole. */
-  private segmented(request: ProgramRequest): boolean {
+  private segmented(generating: boolean): boolean {
     const { compile } = this.options
-    return compile === 'auto' ? !request.cache && this.weights.bytes > smallBytes : compile === 'segmented'
+    return compile === 'auto' ? !generating && this.weights.bytes > smallBytes : compile === 'segmented'
+  }
+
+  /** Values of inputs that are the same in every run. */
+  get constantFeeds(): Readonly<Record<string, NDArray>> {
+    return this.parameters.feeds
+  }
+
+  /** Whether positions enter by rotation, so that explicit ones need attention written out. */
+  get rotates(): boolean {
+    return this.spec.positions.kind === 'rotary'
+  }
+
+  /** The weight leaf of a parameter that the model reads, by its name in the checkpoint. */
+  parameter(name: string): Tensor | undefined {
+    this.trace({ cache: false, explicitPositions: false, slots: false, lastOnly: false })
+    return this.parameters.byName(name)
+  }
+
+  /** A program made once for a key. */
+  compiled(key: string, outputs: () => Record<string, Tensor>, generating = false): Promise<Program> {
+    let program = this.programs.get(key)
+    if (!program) {
+      program = (async () => this.compile(outputs(), generating))()
+      this.programs.set(key, program)
+      // A graph that was refused must be refused again with its own sentence.
+      program.catch(() => this.programs.delete(key))
+    }
+    return program
+  }
+
+  private compile(outputs: Record<string, Tensor>, generating: boolean): Promise<Program> {
+    const { compile, device, threads } = this.options
+    return Program.of(outputs, {
+      cache: this.sessions,
+      device,
+      ...(threads ? { threads } : {}),
+      segmented: this.segmented(generating),
+      segmentBytes: compile === 'auto' ? segmentBytes : 0,
+    })
   }
 
   private residualSites(): string[] {
     return Array.from({ length: this.spec.layers }, (_, l) => `resid_post.${l}`)
   }
 
-  private async build(
+  private outputsOf(
     edits: readonly PreparedEdit[],
     taps: readonly string[],
     request: ProgramRequest,
     traceOptions: TraceOptions,
-  ): Promise<Program> {
+  ): Record<string, Tensor> {
     const graph = rewriteModel(this.trace(traceOptions), {
       edits,
       taps,
-      expandAttention: request.explicitPositions && this.spec.positions.kind === 'rotary',
+      expandAttention: request.explicitPositions && this.rotates,
       uses: { logits: request.logits !== 'none', caches: request.cache },
     })
     const outputs: Record<string, Tensor> = {}
@@ -168,14 +200,7 @@ export class ModelCore {
       outputs[outputNames.cache('keys', layer)] = c.keys
       outputs[outputNames.cache('values', layer)] = c.values
     }
-    const { compile, device, threads } = this.options
-    return Program.of(outputs, {
-      cache: this.sessions,
-      device,
-      ...(threads ? { threads } : {}),
-      segmented: this.segmented(request),
-      segmentBytes: compile === 'auto' ? segmentBytes : 0,
-    })
+    return outputs
   }
 
   /** Frees all sessions; a later run compiles anew. */

@@ -11,6 +11,7 @@ import type { WeightRef } from '../tensor/index.ts'
 import { type Activation, type Batch, batchOfRows, batchOfTensors, checkBatch, type ModelInput, stepFeeds, toCaller } from './batch.ts'
 import { type ModelCore, outputNames } from './core.ts'
 import { type GenerateOptions, Generation } from './generate.ts'
+import { type GradientRequest, type GradientResult, gradientOf } from './gradient.ts'
 import { type ResolvedTap, resolveTaps, type Selection, selectPlaces, type TapSpec } from './taps.ts'
 
 /** Facts about where a model came from, kept with everything that is saved from it. */
@@ -208,6 +209,14 @@ export class Model {
     }
     const logits = out.logits ? toCaller('logits', this.site('logits').row, out.logits, batch) : undefined
     return { logits, taps: results, tokens: batch.rows, unfired, selected }
+  }
+
+  /**
+   * Gradients of a scalar of a run with respect to sites and parameters at once.
+   * @param input a batch; losses of its rows add up (next-token is the mean over all).
+   */
+  gradient(request: GradientRequest, input: ModelInput): Promise<GradientResult> {
+    return gradientOf(this.core, this.prepared, this.tokens(input), request)
   }
 
   /** Writes on from a prompt (or several). Iterate over it for the text as it comes, over `steps()` for tokens and taps, or await `result()`. */

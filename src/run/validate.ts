@@ -184,7 +184,8 @@ function isInput(name: string, { groups }: Golden): boolean {
 
 /** The sentence for what cannot be checked; anything else that was thrown goes on. */
 function reasonOf(error: unknown): string {
-  if (error instanceof NotChecked || error instanceof SiteError) return messageOf(error)
+  // The list of all sites belongs to a message of its own, not into every line.
+  if (error instanceof NotChecked || error instanceof SiteError) return messageOf(error).replace(/ Sites are .*$/s, '')
   throw error
 }
 

@@ -34,6 +34,7 @@ import {
   tanh,
   tidy,
   vjp,
+  weight,
 } from './index.ts'
 import { arrayOf, stream, testOptions } from './ops/testing/check.ts'
 
@@ -199,12 +200,12 @@ describe('products with Jacobians and Hessians', () => {
 describe('gradients in segments', () => {
   const layers = 4
   const next = stream(3)
-  const random = (shape: number[]) =>
-    constant(
-      'float32',
-      shape,
-      Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => next() - 0.5),
-    )
+  let made = 0
+  const random = (shape: number[]) => {
+    const data = Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => next() - 0.5)
+    const name = `w${made++}`
+    return weight({ name, dtype: 'float32', shape, place: { data: new Uint8Array(data.buffer), key: name } })
+  }
   const build = () => {
     const ids = input('ids', 'int64', ['batch', 'pos'])
     const table = random([7, 8])

@@ -186,7 +186,7 @@ function ask(
   const rule = node.op.gradient
   if (typeof rule !== 'function') return []
   const needs = node.inputs.map((x) => x !== undefined && needed.has(x))
-  if (!segments) return rule({ node, attrs: node.attrs, inputs: node.inputs, outputs: node.outputs, needs }, grads)
+  if (!segments) return rule({ node, attrs: node.attrs, inputs: node.inputs, outputs: node.outputs, needs, vjp: innerVjp }, grads)
   const read = (x: Tensor | undefined) => x && segments.held(x, node)
   const context = {
     node,
@@ -194,9 +194,20 @@ function ask(
     inputs: node.inputs.map(read),
     outputs: node.outputs.map((t) => segments.held(t, node)),
     needs,
+    vjp: innerVjp,
   }
   if (node.op.name === 'cut') return [segments.crossed(grads[0] as Tensor, node)]
   return rule(context, grads)
+}
+
+/** Gradients of the sum of `outputs · seeds`; undefined for those that it does not depend on. */
+function innerVjp(outputs: readonly Tensor[], seeds: readonly Tensor[], at: readonly Tensor[]): (Tensor | undefined)[] {
+  if (outputs.length === 0) return at.map(() => undefined)
+  const of = outputs.map((y, i) => y.mul(seeds[i] as Tensor).sum()).reduce((a, b) => a.add(b))
+  const { needed } = new Path(of, at)
+  const reached = at.filter((t) => needed.has(t))
+  const { grads } = reached.length > 0 ? differentiate({ of, at: reached }) : { grads: [] }
+  return at.map((t) => grads[reached.indexOf(t)])
 }
 
 /**

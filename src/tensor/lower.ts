@@ -2,10 +2,11 @@
 import { create, type MessageInitShape, toBinary } from '@bufbuild/protobuf'
 import { RuntimeFailure, ShapeError } from '../base/errors.ts'
 import type { DType, TypedArray } from '../base/types.ts'
-import { weightKey } from './graph.ts'
+import { topological, weightKey } from './graph.ts'
 import {
   type AttributeProtoSchema,
   AttributeProto_AttributeType as AttributeType,
+  type GraphProtoSchema,
   ModelProtoSchema,
   type NodeProtoSchema,
   TensorProto_DataLocation,
@@ -13,7 +14,7 @@ import {
   type ValueInfoProtoSchema,
 } from './onnx/gen/onnx_pb.ts'
 import { onnxType } from './ops/elementwise.ts'
-import type { WeightRef } from './ops/leaf.ts'
+import { type WeightRef, weightBytes } from './ops/leaf.ts'
 import { factorsOf, termsOf } from './shape.ts'
 import type { Dim, Emitter, Node, Shape, Tensor } from './tensor.ts'
 
@@ -60,15 +61,22 @@ class Lowering implements Emitter {
   private readonly sizeNames = new Map<string, string>()
   private weightBytes = 0
   private counter = 0
+  private bodies = 0
+  /** Set apart the names inside the body of a loop, which must differ from all around it. */
+  private readonly prefix: string
+
+  constructor(prefix = '') {
+    this.prefix = prefix
+  }
 
   node(node: Node): void {
     const { op, attrs } = node
     const out = node.outputs[0] as Tensor
     if (op.name === 'input') this.graphInput(out, attrs.name as string)
     else if (op.name === 'constant') this.names.set(out, this.constant(out.dtype, attrs.shape as number[], attrs.data as TypedArray))
-    else if (op.name === 'weight') this.names.set(out, this.weight(attrs.ref as WeightRef))
+    else if (op.name === 'weight') return
     else if (op.lower) {
-      const inputs = node.inputs.map((x) => (x ? this.nameOf(x) : ''))
+      const inputs = node.inputs.map((x, i) => (x ? this.inputName(node, x, i) : ''))
       const outputs = op.lower(this, inputs, node)
       for (const [i, t] of node.outputs.entries()) this.names.set(t, outputs[i] as string)
     } else if (op.expand) {
@@ -77,8 +85,22 @@ class Lowering implements Emitter {
     } else throw new RuntimeFailure(`The op '${op.name}' has no lowering to ONNX.`)
   }
 
+  /**
+   * A table that rows are looked up in is an initializer apart from the same weight as a matrix: the runtime packs the matrix
+   * and lets its bytes go, while of the table only the pages that are looked up become resident.
+   */
+  private inputName(node: Node, x: Tensor, i: number): string {
+    return node.op.name === 'gather' && i === 0 && x.node.op.name === 'weight'
+      ? this.weight(x.node.attrs.ref as WeightRef, ' rows')
+      : this.nameOf(x)
+  }
+
   nameOf(t: Tensor): string {
-    return this.names.get(t) ?? this.graphInput(t, `x${this.inputs.size}`)
+    const known = this.names.get(t)
+    if (known) return known
+    return t.node.op.name === 'weight'
+      ? this.weight(t.node.attrs.ref as WeightRef, '')
+      : this.graphInput(t, `${this.prefix}x${this.inputs.size}`)
   }
 
   private graphInput(t: Tensor, name: string): string {
@@ -93,7 +115,7 @@ class Lowering implements Emitter {
     attrs: Record<string, unknown> = {},
     options: { outputs?: number; domain?: string } = {},
   ): string[] {
-    const output = Array.from({ length: options.outputs ?? 1 }, () => `t${this.counter++}`)
+    const output = Array.from({ length: options.outputs ?? 1 }, () => `${this.prefix}t${this.counter++}`)
     const trimmed = [...inputs]
     while (trimmed.at(-1) === '') trimmed.pop()
     this.protoNodes.push({
@@ -113,27 +135,26 @@ class Lowering implements Emitter {
       const known = this.constants.get(key)
       if (known) return known
     }
-    const name = `c${this.initializers.length}`
+    const name = `${this.prefix}c${this.initializers.length}`
     this.initializers.push({ name, dims: shape.map(BigInt), dataType: onnxType[dtype], rawData: raw })
     if (raw.byteLength <= 256) this.constants.set(key, name)
     return name
   }
 
-  private weight(ref: WeightRef): string {
-    const key = `${weightKey(ref)}[${ref.shape}]`
+  private weight(ref: WeightRef, use: string): string {
+    const key = `${weightKey(ref)}[${ref.shape}]${use}`
     const known = this.weights.get(key)
     if (known) return known
-    const name = `w${this.initializers.length}`
+    const name = `${this.prefix}w${this.initializers.length}`
+    if (use === '') this.weightBytes += weightBytes(ref)
     const place = ref.place
     const entry = (k: string, value: string | number) => ({ key: k, value: String(value) })
     let externalData: { key: string; value: string }[]
     if ('path' in place) {
       externalData = [entry('location', withoutRoot(place.path)), entry('offset', place.offset), entry('length', place.bytes)]
-      this.weightBytes += place.bytes
     } else {
       externalData = [entry('location', place.key), entry('offset', 0), entry('length', place.data.byteLength)]
       this.memory.set(place.key, place.data)
-      this.weightBytes += place.data.byteLength
     }
     this.initializers.push({
       name,
@@ -185,32 +206,39 @@ class Lowering implements Emitter {
     return undefined
   }
 
+  body(inputs: readonly Tensor[], outputs: readonly Tensor[], outside: ReadonlyMap<Tensor, string>): unknown {
+    const inside = new Lowering(`${this.prefix}b${this.bodies++}_`)
+    for (const [t, name] of outside) inside.names.set(t, name)
+    for (const [i, t] of inputs.entries()) inside.graphInput(t, `${inside.prefix}i${i}`)
+    const known = inputs.length
+    for (const node of topological(outputs)) if (node.op.name !== 'input') inside.node(node)
+    const { graph } = inside.graph(outputs, false)
+    if (inside.inputs.size !== known) throw new RuntimeFailure('The body of a loop reads a value that is not handed to it.')
+    return { g: { ...graph, name: `${inside.prefix}body` } }
+  }
+
   finish(fetched: readonly Tensor[]): LoweredModel {
+    const { graph, outputs } = this.graph(fetched, true)
+    const model = create(ModelProtoSchema, { irVersion: 10n, producerName: 'actlens', opsetImport: opsets, graph })
+    return { bytes: toBinary(ModelProtoSchema, model), inputs: this.inputs, outputs, memory: this.memory, weightBytes: this.weightBytes }
+  }
+
+  /** The nodes emitted so far as a graph; `once` declares a tensor that is fetched twice once only. */
+  private graph(fetched: readonly Tensor[], once: boolean): { graph: Init<typeof GraphProtoSchema>; outputs: Map<Tensor, string> } {
     const outputs = new Map<Tensor, string>()
     const produced = new Set(this.protoNodes.flatMap((n) => n.output ?? []))
     const info: Init<typeof ValueInfoProtoSchema>[] = []
     const declared = new Set<string>()
     for (const t of fetched) {
       let name = this.nameOf(t)
-      // A graph input or an initializer cannot be an output under its own name.
-      if (!produced.has(name)) name = this.emit('Identity', [name])[0] as string
+      // A graph input or an initializer cannot be an output under its own name, nor one value be two outputs of a body.
+      if (!produced.has(name) || (!once && declared.has(name))) name = this.emit('Identity', [name])[0] as string
       outputs.set(t, name)
       if (!declared.has(name)) info.push(valueInfo(name, t.dtype, t.shape))
       declared.add(name)
     }
-    const model = create(ModelProtoSchema, {
-      irVersion: 10n,
-      producerName: 'actlens',
-      opsetImport: opsets,
-      graph: {
-        name: 'graph',
-        node: this.protoNodes,
-        initializer: this.initializers,
-        input: [...this.inputs].map(([name, t]) => valueInfo(name, t.dtype, t.shape)),
-        output: info,
-      },
-    })
-    return { bytes: toBinary(ModelProtoSchema, model), inputs: this.inputs, outputs, memory: this.memory, weightBytes: this.weightBytes }
+    const input = [...this.inputs].map(([name, t]) => valueInfo(name, t.dtype, t.shape))
+    return { graph: { name: 'graph', node: this.protoNodes, initializer: this.initializers, input, output: info }, outputs }
   }
 }
 
@@ -226,13 +254,15 @@ function valueInfo(name: string, dtype: DType, shape: Shape): Init<typeof ValueI
   return { name, type: { value: { case: 'tensorType', value: { elemType: onnxType[dtype], shape: { dim } } } } }
 }
 
-/** Attribute values: integer → INT, `{f}` → FLOAT, string → STRING, integers → INTS, `{fs}` → FLOATS. */
+/** Attribute values: integer → INT, `{f}` → FLOAT, string → STRING, integers → INTS, `{fs}` → FLOATS, `{g}` → GRAPH. */
 function attribute(name: string, value: unknown): Init<typeof AttributeProtoSchema> {
   if (typeof value === 'number') return { name, type: AttributeType.INT, i: BigInt(value) }
   if (typeof value === 'string') return { name, type: AttributeType.STRING, s: new TextEncoder().encode(value) }
   if (Array.isArray(value)) return { name, type: AttributeType.INTS, ints: value.map((v) => BigInt(v as number)) }
   if (value && typeof value === 'object' && 'f' in value) return { name, type: AttributeType.FLOAT, f: value.f as number }
   if (value && typeof value === 'object' && 'fs' in value) return { name, type: AttributeType.FLOATS, floats: value.fs as number[] }
+  if (value && typeof value === 'object' && 'g' in value)
+    return { name, type: AttributeType.GRAPH, g: value.g as Init<typeof GraphProtoSchema> }
   throw new RuntimeFailure(`The attribute '${name}' has a value that ONNX cannot hold.`)
 }
 
@@ -264,6 +294,7 @@ const arrays: Readonly<Partial<Record<DType, (data: readonly number[]) => TypedA
   float32: (d) => Float32Array.from(d),
   float64: (d) => Float64Array.from(d),
   int64: (d) => BigInt64Array.from(d.map((v) => (v >= Number.MAX_SAFE_INTEGER ? 9223372036854775807n : BigInt(v)))),
+  uint64: (d) => BigUint64Array.from(d, BigInt),
   int32: (d) => Int32Array.from(d),
   int16: (d) => Int16Array.from(d),
   int8: (d) => Int8Array.from(d),

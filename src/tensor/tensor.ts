@@ -40,6 +40,8 @@ export interface Emitter {
   sizes(shape: Shape, from: readonly Tensor[]): string
   /** The name under which a tensor of the graph is known here. */
   nameOf(tensor: Tensor): string
+  /** The attribute value for the body of a loop: a graph from `inputs` to `outputs` that may read the values named in `outside`. */
+  body(inputs: readonly Tensor[], outputs: readonly Tensor[], outside: ReadonlyMap<Tensor, string>): unknown
 }
 
 /** What a composite op stands for: its outputs written in simpler ops, and the inner values that have names. */
@@ -56,6 +58,8 @@ export interface GradientContext {
   readonly outputs: readonly Tensor[]
   /** Which inputs need a gradient. */
   readonly needs: readonly boolean[]
+  /** Vector-Jacobian product of another graph, for rules of ops that hold one; undefined where no gradient reaches. */
+  readonly vjp: (outputs: readonly Tensor[], seeds: readonly Tensor[], at: readonly Tensor[]) => (Tensor | undefined)[]
 }
 
 /** One row of the op table. */

@@ -1,76 +1,126 @@
-/** @file Llama 1 to 3.2, SmolLM2 and others that share their checkpoint layout. */
+/** @file Llama 1 to 3.2, and the layout that Mistral, Qwen, Gemma, OLMo, SmolLM3, Granite and others share with it. */
 import type { ConfigReader } from '../config.ts'
-import { readRope } from '../rope.ts'
-import type { Activation, DecoderSpec, Linear } from '../spec.ts'
+import { type RotaryFacts, readRotary } from '../rope.ts'
+import type { BlockSpec, DecoderSpec, DenseMlp, HeadNorm, Linear, Mlp, Norm, Projection, Rotary } from '../spec.ts'
+import { activations, commonSizes, gated, linear, rms } from './parts.ts'
 
-const activations: Readonly<Record<string, Activation>> = { silu: 'silu', gelu: 'gelu', gelu_pytorch_tanh: 'gelu_tanh', relu: 'relu' }
+/** What tells one family of the Llama layout from another; what is left out is as in Llama. */
+export interface LlamaFacts {
+  readonly family: string
+  readonly qkvBias?: boolean
+  /** Projections at the path of the attention (default separate ones). */
+  readonly projection?: (path: string) => Projection
+  /** Module name of the output projection (default `o_proj`). */
+  readonly outputName?: string
+  readonly outputBias?: boolean
+  readonly mlpBias?: boolean
+  /** The norm at a module path. */
+  readonly norm?: (path: string) => Norm
+  /** Norms of queries and keys, at a module path of the attention. */
+  readonly headNorm?: (path: string) => HeadNorm
+  /** Their module names (default `q_norm`, `k_norm`). */
+  readonly headNormNames?: readonly [string, string]
+  readonly rotary?: Omit<RotaryFacts, 'headDim'>
+  /** How a layer rotates, where they differ; undefined where it does not. */
+  readonly rotaryOf?: (layer: number, rotary: Rotary) => Rotary | undefined
+  readonly window?: (layer: number) => number | undefined
+  /** Factor on q·k (default 1/sqrt(d_head)). */
+  readonly scale?: number
+  /** The MLP of a layer, at its module path (default gated). */
+  readonly mlp?: (path: string, layer: number) => Mlp
+  readonly activation?: string
+  readonly tied?: boolean
+  /** Changes of a block, given its layer and path. */
+  readonly block?: (at: (path: string) => string, layer: number) => Partial<BlockSpec>
+  readonly attention?: Partial<BlockSpec['attention']>
+  /** Module names of the sites where they are not Llama's. */
+  readonly sites?: Readonly<Record<string, string | undefined>>
+}
 
-/** Reads a Llama config. */
-export function llama(c: ConfigReader): DecoderSpec {
-  const dModel = c.integer('hidden_size')
-  const heads = c.integer('num_attention_heads')
-  const headDim = c.optionalInteger('head_dim') ?? dModel / heads
-  const eps = c.number('rms_norm_eps', 1e-6)
-  const { theta, scaling } = readRope(c)
-  const activation = c.choice('hidden_act', activations, 'silu')
-  const [attnBias, mlpBias] = [c.flag('attention_bias', false), c.flag('mlp_bias', false)]
-  const linear = (path: string, bias: boolean): Linear => ({
-    weight: `${path}.weight`,
-    ...(bias ? { bias: `${path}.bias` } : {}),
-    layout: 'out,in',
-  })
-  const norm = (path: string) => ({ kind: 'rms' as const, weight: `${path}.weight`, eps })
+/** Reads a config of the Llama layout. */
+export function llamaLike(c: ConfigReader, facts: LlamaFacts): DecoderSpec {
+  const sizes = commonSizes(c)
+  const { headDim } = sizes
+  const eps = c.maybe('rms_norm_eps', 'layer_norm_eps', 'norm_eps', 'norm_epsilon', 'layer_norm_epsilon') ?? 1e-6
+  const norm = facts.norm ?? ((path: string) => rms(path, eps))
+  const rotary = readRotary(c, { headDim, interleaved: c.flag('rope_interleaved', false), ...facts.rotary })
+  const activation = c.choice('hidden_act', activations, facts.activation ?? 'silu')
+  const mlp = facts.mlp ?? ((path: string): DenseMlp => gated(path, activation, facts.mlpBias))
+  const [qName, kName] = facts.headNormNames ?? ['q_norm', 'k_norm']
   return {
-    family: 'llama',
-    layers: c.integer('num_hidden_layers'),
-    dModel,
-    heads,
-    kvHeads: c.optionalInteger('num_key_value_heads') ?? heads,
-    headDim,
-    dMlp: c.integer('intermediate_size'),
-    vocab: c.integer('vocab_size'),
+    family: facts.family,
+    ...sizes,
     maxPositions: c.integer('max_position_embeddings'),
-    positions: { kind: 'rotary', theta, dim: headDim, interleaved: c.flag('rope_interleaved', false), scaling },
+    positions: { kind: 'rotary', ...rotary },
     embedding: 'model.embed_tokens.weight',
     block: (layer) => {
       const at = (path: string) => `model.layers.${layer}.${path}`
+      const window = facts.window?.(layer)
+      const turned = facts.rotaryOf ? facts.rotaryOf(layer, rotary) : rotary
       return {
+        residual: 'sequential',
         attnNorm: norm(at('input_layernorm')),
-        projection: {
-          kind: 'split',
-          q: linear(at('self_attn.q_proj'), attnBias),
-          k: linear(at('self_attn.k_proj'), attnBias),
-          v: linear(at('self_attn.v_proj'), attnBias),
+        attention: {
+          projection: facts.projection?.(at('self_attn')) ?? splitProjection(at('self_attn'), facts.qkvBias),
+          output: linear(at(`self_attn.${facts.outputName ?? 'o_proj'}`), facts.outputBias),
+          scale: facts.scale ?? headDim ** -0.5,
+          ...(turned ? { rotary: turned } : {}),
+          ...(window ? { window } : {}),
+          ...(facts.headNorm
+            ? { qNorm: facts.headNorm(at(`self_attn.${qName}`)), kNorm: facts.headNorm(at(`self_attn.${kName}`)) }
+            : {}),
+          ...facts.attention,
         },
-        output: linear(at('self_attn.o_proj'), attnBias),
         mlpNorm: norm(at('post_attention_layernorm')),
-        mlp: {
-          kind: 'gated',
-          gate: linear(at('mlp.gate_proj'), mlpBias),
-          up: linear(at('mlp.up_proj'), mlpBias),
-          down: linear(at('mlp.down_proj'), mlpBias),
-          activation,
-        },
+        mlp: mlp(at('mlp'), layer),
+        ...facts.block?.(at, layer),
       }
     },
     finalNorm: norm('model.norm'),
-    head: { weight: c.flag('tie_word_embeddings', false) ? 'model.embed_tokens.weight' : 'lm_head.weight', layout: 'out,in' },
+    head: head(c, facts.tied ?? false),
     modules: {
       blocks: 'model.layers',
       attention: 'self_attn',
       mlp: 'mlp',
-      attnNorm: 'input_layernorm',
-      mlpNorm: 'post_attention_layernorm',
       embedding: 'model.embed_tokens',
       finalNorm: 'model.norm',
       head: 'lm_head',
-      extra: {
+      sites: modules({
+        attn_in: 'input_layernorm',
+        mlp_in: 'post_attention_layernorm',
         q: 'self_attn.q_proj',
         k: 'self_attn.k_proj',
         v: 'self_attn.v_proj',
+        q_norm_out: facts.headNorm && `self_attn.${qName}`,
+        k_norm_out: facts.headNorm && `self_attn.${kName}`,
         mlp_pre: 'mlp.gate_proj',
         mlp_pre_linear: 'mlp.up_proj',
-      },
+        ...facts.sites,
+      }),
     },
   }
+}
+
+/** Separate projections of q, k and v at a module path. */
+export const splitProjection = (path: string, bias = false): Projection => ({
+  kind: 'split',
+  q: linear(`${path}.q_proj`, bias),
+  k: linear(`${path}.k_proj`, bias),
+  v: linear(`${path}.v_proj`, bias),
+})
+
+/** The unembedding `lm_head`, or the embedding where they are tied. */
+export const head = (c: ConfigReader, tied: boolean, bias = false): Linear => ({
+  ...linear('lm_head', bias),
+  ...(c.flag('tie_word_embeddings', tied) ? { weight: 'model.embed_tokens.weight' } : {}),
+})
+
+/** The entries that are there. */
+export const modules = (entries: Readonly<Record<string, string | undefined>>): Readonly<Record<string, string>> =>
+  Object.fromEntries(Object.entries(entries).filter((e): e is [string, string] => e[1] !== undefined))
+
+/** Reads a Llama config. */
+export const llama = (c: ConfigReader): DecoderSpec => {
+  const bias = c.flag('attention_bias', false)
+  return llamaLike(c, { family: 'llama', qkvBias: bias, outputBias: bias, mlpBias: c.flag('mlp_bias', false) })
 }

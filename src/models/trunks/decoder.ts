@@ -5,38 +5,22 @@ import {
   cut,
   gather,
   gatherRows,
-  gelu,
-  identity,
   input,
-  layerNorm,
-  matmul,
+  maximum,
+  minimum,
   mul,
-  relu,
   reshape,
-  rmsNorm,
-  silu,
   slice,
-  slot,
   type Tensor,
+  tanh,
   unsqueeze,
 } from '../../tensor/index.ts'
-import type { Activation, DecoderSpec, Linear, Mlp, Norm, Projection } from '../spec.ts'
-import { cacheName, inputNames, SiteMarks, slotName, slotSites, type TracedModel, type TraceOptions } from '../traced.ts'
+import type { AttentionSpec, BlockSpec, DecoderSpec, HeadNorm, Norm, Projection } from '../spec.ts'
+import { cacheName, inputNames, type TracedModel, type TraceOptions } from '../traced.ts'
+import { type Parameters, Parts } from './parts.ts'
+import { learnedIndex, PositionTables } from './positions.ts'
 
-/** Gives the trunk its parameters. */
-export interface Parameters {
-  /** A parameter by its checkpoint name; refuses a shape other than the given one. */
-  get(name: string, shape: readonly number[]): Tensor
-  /** Rotary tables [positions, dim/2]. */
-  readonly rotary?: { readonly cos: Tensor; readonly sin: Tensor }
-}
-
-const activations: Readonly<Record<Activation, (x: Tensor) => Tensor>> = {
-  silu,
-  relu,
-  gelu: (x) => gelu(x),
-  gelu_tanh: (x) => gelu(x, 'tanh'),
-}
+export type { Parameters } from './parts.ts'
 
 /** Traces a decoder-only model. */
 export function traceDecoder(spec: DecoderSpec, parameters: Parameters, options: TraceOptions): TracedModel {
@@ -44,137 +28,166 @@ export function traceDecoder(spec: DecoderSpec, parameters: Parameters, options:
 }
 
 class DecoderTrunk {
-  private readonly marks = new SiteMarks()
   private readonly spec: DecoderSpec
   private readonly parameters: Parameters
   private readonly options: TraceOptions
+  private readonly parts: Parts
+  private readonly tables: PositionTables
   private readonly slots = input(inputNames.slots, 'int64', ['batch', 'pos'])
   private readonly positions = input(inputNames.positions, 'int64', ['batch', 'pos'])
   private readonly lastSlot = input(inputNames.lastSlot, 'int32', ['batch'])
   private readonly total = input(inputNames.total, 'int32', [])
   private readonly lastIndex = input(inputNames.lastIndex, 'int64', ['batch'])
+  private readonly caches: { keys: Tensor; values: Tensor }[] = []
+  /** Added to the scores of every layer. */
+  private readonly bias: Tensor | undefined
 
   constructor(spec: DecoderSpec, parameters: Parameters, options: TraceOptions) {
     this.spec = spec
     this.parameters = parameters
     this.options = options
+    this.parts = new Parts(parameters, options.slots)
+    this.tables = new PositionTables(parameters, this.total)
+    const { positions } = spec
+    if (positions.kind === 'alibi') this.bias = this.tables.alibi(positions, options.cache ? 'total' : 'pos')
   }
 
   trace(): TracedModel {
-    const { spec } = this
-    const ids = input(inputNames.ids, 'int64', ['batch', 'pos'])
-    let x = cut(this.mark('embeddings', gather(this.parameters.get(spec.embedding, [spec.vocab, spec.dModel]), ids)), 0)
-    if (spec.positions.kind === 'learned') {
-      const { weight, count } = spec.positions
-      x = add(x, this.mark('pos_embeddings', gather(this.parameters.get(weight, [count, spec.dModel]), this.positions)))
-    }
-    const caches: { keys: Tensor; values: Tensor }[] = []
-    for (let layer = 0; layer < spec.layers; layer++) x = this.block(x, layer, caches)
+    const { spec, parts } = this
+    let x = this.embed()
+    for (let layer = 0; layer < spec.layers; layer++) x = this.block(x, layer)
     // The final norm and the unembedding are a segment of their own.
     x = cut(x, spec.layers)
     if (this.options.lastOnly) x = unsqueeze(gatherRows(x, this.lastIndex), 1)
-    const final = this.norm('final_norm', '', spec.finalNorm, x)
-    const logits = this.mark('logits', this.linear(final, spec.head, spec.dModel, spec.vocab))
-    return { logits, sites: this.marks.sites, inner: this.marks.inner, caches, lastIndex: this.lastIndex }
+    if (spec.finalNorm) x = parts.mark('final_norm', parts.norm('final_norm', '', spec.finalNorm, x))
+    const logits = this.unembed(x)
+    return { logits, sites: parts.marks.sites, inner: parts.marks.inner, caches: this.caches, lastIndex: this.lastIndex }
   }
 
-  private block(x: Tensor, layer: number, caches: { keys: Tensor; values: Tensor }[]): Tensor {
-    const block = this.spec.block(layer)
+  private embed(): Tensor {
+    const { spec, parts } = this
+    const ids = input(inputNames.ids, 'int64', ['batch', 'pos'])
+    const width = spec.narrow?.width ?? spec.dModel
+    let x = gather(this.parameters.get(spec.embedding, [spec.vocab, width]), ids)
+    if (spec.narrow) x = parts.linear(x, spec.narrow.in, width, spec.dModel)
+    if (spec.embeddingScale) x = mul(x, spec.embeddingScale)
+    x = cut(parts.mark('embeddings', x), 0)
+    if (spec.positions.kind === 'learned') {
+      const { weight, count, offset } = spec.positions
+      const table = this.parameters.get(weight, [count + offset, spec.dModel])
+      x = add(x, parts.mark('pos_embeddings', gather(table, learnedIndex(this.positions, offset))))
+    }
+    return spec.embeddingNorm ? parts.norm('embeddings_norm', '', spec.embeddingNorm, x) : x
+  }
+
+  private unembed(x: Tensor): Tensor {
+    const { spec, parts } = this
+    const { narrow } = spec
+    const read = narrow ? parts.linear(x, narrow.out, spec.dModel, narrow.width) : x
+    let logits = parts.mark('logits_pre', parts.linear(read, spec.head, narrow?.width ?? spec.dModel, spec.vocab))
+    if (spec.logitScale) logits = mul(logits, spec.logitScale)
+    if (spec.logitSoftcap) logits = mul(tanh(mul(logits, 1 / spec.logitSoftcap)), spec.logitSoftcap)
+    return parts.mark('logits', logits)
+  }
+
+  private block(x: Tensor, layer: number): Tensor {
+    const { spec, parts } = this
+    const b = spec.block(layer)
     const at = (name: string) => `${name}.${layer}`
-    const pre = this.mark(at('resid_pre'), layer === 0 ? x : cut(x, layer))
-    const attnIn = this.norm('attn_in', `.${layer}`, block.attnNorm, pre)
-    const attnOut = this.mark(at('attn_out'), this.attention(attnIn, block.projection, block.output, layer, caches))
-    const mid = this.mark(at('resid_mid'), add(pre, this.mark(at('attn_out_post'), attnOut)))
-    const mlpIn = this.norm('mlp_in', `.${layer}`, block.mlpNorm, mid)
-    const mlpOut = this.mark(at('mlp_out'), this.mlp(mlpIn, block.mlp, layer))
-    return this.mark(at('resid_post'), add(mid, this.mark(at('mlp_out_post'), mlpOut)))
+    const pre = parts.mark(at('resid_pre'), layer === 0 ? x : cut(x, layer))
+    const attnIn = parts.mark(at('attn_in'), b.attnNorm ? parts.norm('attn_in', `.${layer}`, b.attnNorm, pre) : pre)
+    const attention = (from: Tensor) => this.attention(from, b.attention, layer)
+    const mlp = (from: Tensor) => parts.mlp(parts.mark(at('mlp_in'), from), b.mlp, spec.dModel, spec.dMlp, layer)
+    const before = (stream: Tensor) => (b.mlpNorm ? parts.norm('mlp_in', `.${layer}`, b.mlpNorm, stream) : stream)
+    if (b.residual === 'parallel') {
+      const attnAdds = this.contribution('attn_out', attention(attnIn), b, b.attnPostNorm, layer)
+      const mlpAdds = this.contribution('mlp_out', mlp(b.mlpNorm ? before(pre) : attnIn), b, b.mlpPostNorm, layer)
+      return parts.mark(at('resid_post'), add(add(pre, attnAdds), mlpAdds))
+    }
+    const mid = parts.mark(at('resid_mid'), this.sum('attn_out', pre, attention(attnIn), b, b.attnPostNorm, b.attnSumNorm, layer))
+    return parts.mark(at('resid_post'), this.sum('mlp_out', mid, mlp(before(mid)), b, b.mlpPostNorm, b.mlpSumNorm, layer))
   }
 
-  private attention(x: Tensor, projection: Projection, output: Linear, layer: number, caches: { keys: Tensor; values: Tensor }[]): Tensor {
-    const { spec, options } = this
+  /** The residual stream after a module's output was added to it. */
+  private sum(
+    site: 'attn_out' | 'mlp_out',
+    stream: Tensor,
+    output: Tensor,
+    b: BlockSpec,
+    postNorm: Norm | undefined,
+    sumNorm: Norm | undefined,
+    layer: number,
+  ): Tensor {
+    if (b.addsInside?.includes(site)) return this.parts.mark(`${site}.${layer}`, add(stream, this.parts.mark(`${site}_post.${layer}`, output)))
+    const added = add(stream, this.contribution(site, output, b, postNorm, layer))
+    return sumNorm ? this.parts.norm(`${site}_sum`, `.${layer}`, sumNorm, added) : added
+  }
+
+  /** What a module's output adds to the residual stream. */
+  private contribution(site: string, output: Tensor, b: BlockSpec, postNorm: Norm | undefined, layer: number): Tensor {
+    let x = this.parts.mark(`${site}.${layer}`, output)
+    if (postNorm) x = this.parts.norm(`${site}_post`, `.${layer}`, postNorm, x)
+    if (b.multiplier) x = mul(x, b.multiplier)
+    return this.parts.mark(`${site}_post.${layer}`, x)
+  }
+
+  private attention(x: Tensor, a: AttentionSpec, layer: number): Tensor {
+    const { spec, options, parts } = this
     const { heads, kvHeads, headDim } = spec
     const at = (name: string) => `${name}.${layer}`
-    // The site has its heads apart; the fused op wants them side by side. Reshapes cost nothing.
-    const perHead = (name: string, t: Tensor, n: number) => {
-      const site = this.mark(at(name), reshape(t, ['batch', 'pos', n, headDim]))
-      return reshape(site, ['batch', 'pos', n * headDim])
+    const [q, k, v] = this.project(x, a.projection)
+    // The sites have their heads apart; the fused op wants them side by side. Reshapes cost nothing.
+    const flat = (t: Tensor, n: number) => reshape(t, ['batch', 'pos', n * headDim])
+    const perHead = (name: string, t: Tensor, n: number, norm?: HeadNorm) => {
+      const clipped = a.clip && name !== 'z' ? maximum(minimum(t, a.clip), -a.clip) : t
+      const site = parts.mark(at(name), reshape(clipped, ['batch', 'pos', n, headDim]))
+      return flat(norm ? parts.mark(at(`${name}_norm_out`), parts.headNorm(norm, parts.mark(at(`${name}_norm_in`), site))) : site, n)
     }
-    const [q, k, v] = this.project(x, projection)
-    const { positions } = spec
     const past = options.cache
       ? {
           keys: input(cacheName('keys', layer), 'float32', ['batch', kvHeads, 'capacity', headDim]),
           values: input(cacheName('values', layer), 'float32', ['batch', kvHeads, 'capacity', headDim]),
         }
       : undefined
-    const rotary =
-      positions.kind === 'rotary' && this.parameters.rotary ? { ...this.parameters.rotary, positions: this.positions } : undefined
+    const rotary = a.rotary && { ...this.tables.rotary(a.rotary), positions: this.positions }
     const result = attention(
       {
-        q: perHead('q', q, heads),
-        k: perHead('k', k, kvHeads),
+        q: perHead('q', q, heads, a.qNorm),
+        k: perHead('k', k, kvHeads, a.kNorm),
         v: perHead('v', v, kvHeads),
         lastSlot: this.lastSlot,
         total: this.total,
         slots: this.slots,
         ...(rotary ? { rotary } : {}),
         ...(past ? { past } : {}),
+        ...(this.bias ? { bias: this.bias } : {}),
       },
       {
         heads,
         kvHeads,
         headDim,
-        scale: 1 / Math.sqrt(headDim),
-        interleaved: positions.kind === 'rotary' && positions.interleaved,
+        scale: a.scale,
+        interleaved: a.rotary?.interleaved ?? false,
         explicitPositions: options.explicitPositions,
+        ...(a.window ? { window: a.window } : {}),
+        ...(a.softcap ? { softcap: a.softcap } : {}),
       },
     )
-    for (const name of ['attn_scores', 'attn_probs', ...(rotary ? ['q_rot', 'k_rot'] : [])]) this.marks.inside(at(name), result.z, name)
-    if (past) caches.push({ keys: result.keys, values: result.values })
-    return this.linear(perHead('z', result.z, heads), output, heads * headDim, spec.dModel)
+    for (const name of ['attn_scores', 'attn_probs', ...(rotary ? ['q_rot', 'k_rot'] : [])]) parts.marks.inside(at(name), result.z, name)
+    if (past) this.caches.push({ keys: result.keys, values: result.values })
+    return parts.linear(perHead('z', result.z, heads), a.output, heads * headDim, spec.dModel)
   }
 
   private project(x: Tensor, p: Projection): [Tensor, Tensor, Tensor] {
     const { dModel, heads, kvHeads, headDim } = this.spec
+    const { parts } = this
     const [nq, nk] = [heads * headDim, kvHeads * headDim]
-    if (p.kind === 'split') return [this.linear(x, p.q, dModel, nq), this.linear(x, p.k, dModel, nk), this.linear(x, p.v, dModel, nk)]
-    const qkv = this.linear(x, p.qkv, dModel, nq + 2 * nk)
-    return [slice(qkv, 2, 0, nq), slice(qkv, 2, nq, nq + nk), slice(qkv, 2, nq + nk, nq + 2 * nk)]
-  }
-
-  private mlp(x: Tensor, mlp: Mlp, layer: number): Tensor {
-    const { dModel, dMlp } = this.spec
-    const at = (name: string) => `${name}.${layer}`
-    const act = activations[mlp.activation]
-    if (mlp.kind === 'plain') {
-      const pre = this.mark(at('mlp_pre'), this.linear(x, mlp.up, dModel, dMlp))
-      return this.linear(this.mark(at('mlp_act'), act(pre)), mlp.down, dMlp, dModel)
-    }
-    const gate = this.mark(at('mlp_pre'), this.linear(x, mlp.gate, dModel, dMlp))
-    const up = this.mark(at('mlp_pre_linear'), this.linear(x, mlp.up, dModel, dMlp))
-    return this.linear(this.mark(at('mlp_act'), mul(act(gate), up)), mlp.down, dMlp, dModel)
-  }
-
-  private norm(site: string, suffix: string, norm: Norm, x: Tensor): Tensor {
-    const { dModel } = this.spec
-    const gain = this.parameters.get(norm.weight, [dModel])
-    const bias = norm.bias ? this.parameters.get(norm.bias, [dModel]) : undefined
-    const y = norm.kind === 'rms' ? rmsNorm(x, gain, norm.eps) : layerNorm(x, gain, bias, norm.eps)
-    this.marks.inside(`${site}_scale${suffix}`, y, 'scale')
-    this.marks.inside(`${site}_normalized${suffix}`, y, 'normalized')
-    return this.mark(`${site}${suffix}`, y)
-  }
-
-  private linear(x: Tensor, l: Linear, from: number, to: number): Tensor {
-    const transB = l.layout === 'out,in'
-    const y = matmul(x, this.parameters.get(l.weight, transB ? [to, from] : [from, to]), { transB })
-    return l.bias ? add(y, this.parameters.get(l.bias, [to])) : y
-  }
-
-  private mark(site: string, x: Tensor): Tensor {
-    const open = this.options.slots && slotSites.includes(site.split('.')[0] as string)
-    const marked = identity(open ? slot(x, slotName(site)) : x)
-    this.marks.sites.set(site, marked)
-    return marked
+    if (p.kind === 'split') return [parts.linear(x, p.q, dModel, nq), parts.linear(x, p.k, dModel, nk), parts.linear(x, p.v, dModel, nk)]
+    const qkv = parts.linear(x, p.qkv, dModel, nq + 2 * nk)
+    if (p.order === 'concatenated') return [slice(qkv, 2, 0, nq), slice(qkv, 2, nq, nq + nk), slice(qkv, 2, nq + nk, nq + 2 * nk)]
+    const group = heads / kvHeads
+    const grouped = reshape(qkv, ['batch', 'pos', kvHeads, group + 2, headDim])
+    const part = (from: number, to: number, n: number) => reshape(slice(grouped, 3, from, to), ['batch', 'pos', n])
+    return [part(0, group, nq), part(group, group + 1, nk), part(group + 1, group + 2, nk)]
   }
 }

@@ -1,6 +1,6 @@
 /** @file Ops that move values without changing them: reshape, transpose, slice, concat, expand. */
 import { ShapeError } from '../../base/errors.ts'
-import { broadcast, need, one, product, resolveReshape, sameShape, sameType, total } from '../shape.ts'
+import { broadcast, need, one, product, resolveReshape, sameShape, sameType, termsOf, total } from '../shape.ts'
 import { apply, apply1, axisOf, type Dim, defineOp, type Shape, shown, type Tensor } from '../tensor.ts'
 import { carriers, reshapeTo, unbroadcast, zerosLike } from './like.ts'
 
@@ -101,6 +101,10 @@ function sliceLength(d: Dim, start: number, end: number, step: number): Dim {
   if (start === 0 && end === Number.MAX_SAFE_INTEGER && step === 1) return d
   if (step === 1 && start < 0 && end === Number.MAX_SAFE_INTEGER) return -start
   if (step === 1 && start >= 0 && end > 0 && end !== Number.MAX_SAFE_INTEGER) return end - start
+  // Of 'n+3', a slice that leaves out three values or fewer leaves a length that has a name, too.
+  const spare = termsOf(d).find((t) => typeof t === 'number') ?? 0
+  const left = start + (end < 0 ? -end : 0)
+  if (step === 1 && start >= 0 && (end < 0 || end === Number.MAX_SAFE_INTEGER) && left <= (spare as number)) return total([d, -left])
   return `${d}[${start}:${end === Number.MAX_SAFE_INTEGER ? '' : end}${step === 1 ? '' : `:${step}`}]`
 }
 

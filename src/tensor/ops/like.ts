@@ -50,14 +50,14 @@ function namedInputs(x: Tensor): readonly Tensor[] {
 }
 
 /**
- * The tensors from which the named axes of `shape` are read at run time: program inputs where they have them, else `x`
- * itself. Reading from inputs keeps large tensors from staying alive, or from crossing segments, for their shape alone.
+ * The tensors from which the named axes of `shape` are read at run time: program inputs where they have them, else one
+ * of `xs`. Reading from inputs keeps large tensors from staying alive, or from crossing segments, for their shape alone.
  */
-export function carriers(shape: Shape, x: Tensor): Tensor[] {
+export function carriers(shape: Shape, ...xs: readonly [Tensor, ...Tensor[]]): Tensor[] {
   const found = new Set<Tensor>()
   for (const name of shape.flatMap(namesIn)) {
-    const source = namedInputs(x).find((t) => t.shape.includes(name))
-    found.add(source ?? x)
+    const inputs = xs.flatMap(namedInputs)
+    found.add([...inputs, ...xs].find((t) => t.shape.includes(name)) ?? xs[0])
   }
   return [...found]
 }
@@ -77,11 +77,11 @@ export function zerosLike(x: Tensor): Tensor {
   return filledLike(x, 0)
 }
 
-/** `g` with the axes of `x`. */
-export function reshapeTo(g: Tensor, shape: Shape, x: Tensor): Tensor {
+/** `g` with other axes, of which the named ones are read from `xs`. */
+export function reshapeTo(g: Tensor, shape: Shape, ...xs: readonly [Tensor, ...Tensor[]]): Tensor {
   if (sameShape(g.shape, shape)) return g
   const named = shape.filter((d, i) => typeof d === 'string' && g.shape[i] !== d)
-  return apply1('reshape', [g, ...(named.length > 1 ? carriers(named, x) : [])], { shape })
+  return apply1('reshape', [g, ...(named.length > 1 ? carriers(named, ...xs) : [])], { shape })
 }
 
 /** Number of values along the given axes: a number, or a scalar tensor of the type of `x` where an axis is a symbol. */

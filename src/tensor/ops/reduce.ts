@@ -18,7 +18,7 @@ const extreme: ReductionRule = (g, x, y, axes) => {
   return mul(mask, div(g, mask.sum(axes, true)))
 }
 
-/** The product of the others is right where zeros occur, too; second derivatives at two or more zeros are taken as zero. */
+/** The product of the others, right where values are zero, too; second derivatives there are not, since they count the zeros. */
 const productRule: ReductionRule = (g, x, _, axes) => {
   const isZero = equal(x, 0)
   const zeros = cast(isZero, x.dtype).sum(axes, true)

@@ -1,0 +1,118 @@
+/** @file What can be differentiated: losses as data, and as functions of a traced run. */
+import { UsageError } from '../base/errors.ts'
+import type { NDArray } from '../base/types.ts'
+import {
+  gather,
+  gatherElements,
+  gatherRows,
+  input,
+  logSoftmax,
+  mul,
+  neg,
+  squeeze,
+  sub,
+  sum,
+  type Tensor,
+  unsqueeze,
+} from '../tensor/index.ts'
+import type { Batch } from './batch.ts'
+
+/** A run that has not happened yet: what a loss function may look at. */
+export interface TracedRun {
+  /** [batch, pos, d_vocab]; rows are not padded in front, and what lies behind a row's end is no data. */
+  readonly logits: Tensor
+  /** The value of a site, after edits. */
+  readonly site: (name: string) => Tensor
+  /** Token after each one, int64 [batch, pos]; 0 where there is none. */
+  readonly targets: Tensor
+  /** 1 / number of predicted tokens where there is a token after, else 0; float32 [batch, pos]. */
+  readonly targetWeights: Tensor
+  /** Position that single-token losses look at, int64 [batch]. */
+  readonly index: Tensor
+  /** A token id given at run time, int64 scalar. */
+  readonly token: (name: string) => Tensor
+}
+
+/** A scalar of a run. */
+export type LossFunction = (run: TracedRun) => Tensor
+
+/** A loss as data: tokens are ids. */
+export type Loss =
+  | { readonly kind: 'next-token' }
+  | { readonly kind: 'logit'; readonly token: number; readonly position?: number }
+  | { readonly kind: 'logit-difference'; readonly tokens: readonly [number, number]; readonly position?: number }
+
+/** The logits of each row at the loss's position, [batch, d_vocab]. */
+const chosen = (run: TracedRun) => gatherRows(run.logits, run.index)
+const logitOf = (run: TracedRun, name: string) => sum(gather(chosen(run), run.token(name), 1))
+
+/** How each kind is computed; rows of a batch add up, except that next-token is a mean. */
+const kinds: Readonly<Record<Loss['kind'], LossFunction>> = {
+  'next-token': (run) => {
+    const picked = squeeze(gatherElements(logSoftmax(run.logits), unsqueeze(run.targets, 2), 2), 2)
+    return neg(sum(mul(picked, run.targetWeights)))
+  },
+  logit: (run) => logitOf(run, 'token'),
+  'logit-difference': (run) => sub(logitOf(run, 'token'), logitOf(run, 'other')),
+}
+
+/** The function of a loss. */
+export const lossFunction = (loss: Loss | LossFunction): LossFunction => (typeof loss === 'function' ? loss : kinds[loss.kind])
+
+/** What of a loss is part of the compiled program. */
+export const lossKey = (loss: Loss): string => loss.kind
+
+/** Names of the inputs that losses add. */
+const names = { targets: 'loss.targets', weights: 'loss.weights', index: 'loss.index', token: (n: string) => `loss.${n}` }
+
+/** The traced run around a model's logits. */
+export function tracedRun(logits: Tensor, site: (name: string) => Tensor): TracedRun {
+  return {
+    logits,
+    site,
+    targets: input(names.targets, 'int64', ['batch', 'pos']),
+    targetWeights: input(names.weights, 'float32', ['batch', 'pos']),
+    index: input(names.index, 'int64', ['batch']),
+    token: (n) => input(names.token(n), 'int64', []),
+  }
+}
+
+/** Values of the inputs of a loss. */
+export function lossFeeds(loss: Loss | LossFunction, batch: Batch, vocab: number): Record<string, NDArray> {
+  const rows = batch.rows.length
+  const width = Math.max(...batch.rows.map((r) => r.length))
+  const targets = new BigInt64Array(rows * width)
+  const weights = new Float32Array(rows * width)
+  const count = batch.rows.reduce((n, r) => n + r.length - 1, 0)
+  for (const [b, r] of batch.rows.entries())
+    for (let p = 0; p + 1 < r.length; p++) {
+      targets[b * width + p] = BigInt(r[p + 1] as number)
+      weights[b * width + p] = 1 / count
+    }
+  const data = typeof loss === 'function' ? undefined : loss
+  if (data?.kind === 'next-token' && count === 0) throw new UsageError('The loss next-token needs a row of at least two tokens.')
+  const position = data && 'position' in data ? data.position : undefined
+  const index = batch.rows.map((r, b) => {
+    const p = position === undefined ? r.length - 1 : position < 0 ? position + r.length : position
+    if (!Number.isInteger(p) || p < 0 || p >= r.length)
+      throw new UsageError(`Row ${b} has ${r.length} tokens, so it has no position ${position}.`)
+    return BigInt(p)
+  })
+  const tokens =
+    data?.kind === 'logit'
+      ? { token: data.token }
+      : data?.kind === 'logit-difference'
+        ? { token: data.tokens[0], other: data.tokens[1] }
+        : {}
+  const scalar = (name: string, id: number): [string, NDArray] => {
+    if (!Number.isInteger(id) || id < 0 || id >= vocab)
+      throw new UsageError(`The loss names the token ${id}, but the vocabulary has ids 0 to ${vocab - 1}.`)
+    return [names.token(name), { dtype: 'int64', shape: [], data: BigInt64Array.of(BigInt(id)) }]
+  }
+  return {
+    [names.targets]: { dtype: 'int64', shape: [rows, width], data: targets },
+    [names.weights]: { dtype: 'float32', shape: [rows, width], data: weights },
+    [names.index]: { dtype: 'int64', shape: [rows], data: BigInt64Array.from(index) },
+    ...Object.fromEntries(Object.entries(tokens).map(([n, id]) => scalar(n, id))),
+  }
+}

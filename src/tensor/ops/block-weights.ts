@@ -1,0 +1,153 @@
+/** @file Products with weights packed to 4 or 8 bits in blocks, each with a scale and perhaps a zero point. */
+import { ShapeError, UsageError } from '../../base/errors.ts'
+import { need, one } from '../shape.ts'
+import { apply1, defineOp, shown, type Tensor } from '../tensor.ts'
+import { bitAnd, shiftRight } from './bits.ts'
+import { cast, mul, sub } from './elementwise.ts'
+import { concat, slice, unsqueeze } from './layout.ts'
+import { type WeightRef, weight } from './leaf.ts'
+import { matmul } from './linear.ts'
+
+/** How a packed weight [n, k] lies in bytes: rows of blocks of `block` values along k, the lower half of a byte first. */
+export interface BlockLayout {
+  readonly n: number
+  readonly k: number
+  readonly block: number
+  readonly bits: 4 | 8
+}
+
+const layoutOf = (attrs: Readonly<Record<string, unknown>>) => attrs as unknown as BlockLayout
+const blocksOf = ({ k, block }: BlockLayout) => Math.ceil(k / block)
+
+/** Refuses parts that do not make up a packed weight of the layout. */
+function checkPacked(op: string, packed: Tensor, scales: Tensor, zeros: Tensor | undefined, layout: BlockLayout): void {
+  const { n, k, block, bits } = layout
+  if ((bits !== 4 && bits !== 8) || block < 16 || (block & (block - 1)) !== 0)
+    throw new ShapeError(`'${op}' needs 4 or 8 bits and blocks of a power of two from 16 on, not ${bits} bits in blocks of ${block}.`)
+  const count = blocksOf(layout)
+  const expected = [n, count, (block * bits) / 8]
+  if (packed.dtype !== 'uint8' || packed.shape.join() !== expected.join())
+    throw new ShapeError(`'${op}' of a weight [${n}, ${k}] needs uint8 ${shown(expected)}, not ${packed.dtype} ${shown(packed.shape)}.`)
+  if (scales.shape.join() !== [n, count].join())
+    throw new ShapeError(`'${op}' of a weight [${n}, ${k}] needs scales [${n}, ${count}], not ${shown(scales.shape)}.`)
+  const rowBytes = Math.ceil((count * bits) / 8)
+  if (zeros && (zeros.dtype !== 'uint8' || zeros.shape.join() !== [n, rowBytes].join()))
+    throw new ShapeError(
+      `'${op}' of a weight [${n}, ${k}] needs zero points uint8 [${n}, ${rowBytes}], not ${zeros.dtype} ${shown(zeros.shape)}.`,
+    )
+}
+
+/** Refuses a gradient at what packed weights are made of. */
+const frozen = (op: string) => (): never => {
+  throw new UsageError(`'${op}' has no gradient at its scales; packed weights are frozen, so unpack them to train them.`)
+}
+
+defineOp({
+  name: 'matmul_blocks',
+  doc: 'x [..., k] times the transpose of a packed weight [n, k] of 4 or 8 bits (inputs: x, packed, scales, zero points).',
+  infer: (inputs, a) => {
+    const [x, packed, scales] = [0, 1, 2].map((i) => need('matmul_blocks', inputs, i)) as [Tensor, Tensor, Tensor]
+    const layout = layoutOf(a)
+    checkPacked('matmul_blocks', packed, scales, inputs[3], layout)
+    if (x.rank < 2 || x.shape.at(-1) !== layout.k || x.dtype !== scales.dtype)
+      throw new ShapeError(
+        `'matmul_blocks' with a weight [${layout.n}, ${layout.k}] of ${scales.dtype} scales cannot use x ${x.dtype} ${shown(x.shape)}.`,
+      )
+    return one(x.dtype, x.shape.with(-1, layout.n))
+  },
+  fuses: ({ inputs: [x] }) => x?.dtype === 'float32' || x?.dtype === 'float16',
+  lower: (e, [x, packed, scales, zeros], { attrs }) => {
+    const { n, k, block, bits } = layoutOf(attrs)
+    return e.emit(
+      'MatMulNBits',
+      [x as string, packed as string, scales as string, zeros ?? ''],
+      { N: n, K: k, block_size: block, bits, accuracy_level: (attrs.accuracy as number | undefined) ?? 0 },
+      { domain: 'com.microsoft' },
+    )
+  },
+  expand: ([x, ...parts], a) => ({ outputs: [matmul(x as Tensor, apply1('dequantize_blocks', parts, a), { transB: true })] }),
+  gradient: ({ inputs: [, ...parts], attrs, needs }, [g]) => {
+    if (needs.slice(1).some(Boolean)) frozen('matmul_blocks')()
+    return [matmul(g as Tensor, apply1('dequantize_blocks', parts, attrs))]
+  },
+})
+
+defineOp({
+  name: 'dequantize_blocks',
+  doc: 'A packed weight of 4 or 8 bits as floats [n, k] (inputs: packed, scales, zero points).',
+  infer: (inputs, a) => {
+    const [packed, scales] = [need('dequantize_blocks', inputs, 0), need('dequantize_blocks', inputs, 1)]
+    checkPacked('dequantize_blocks', packed, scales, inputs[2], layoutOf(a))
+    return one(scales.dtype, [layoutOf(a).n, layoutOf(a).k])
+  },
+  expand: ([packed, scales, zeros], a) => {
+    const layout = layoutOf(a)
+    const [bytes, factors] = [packed as Tensor, scales as Tensor]
+    const grouped = asIntegers(bytes, factors, zeros, layout)
+    return {
+      outputs: [grouped ? apply1('dequantize_grouped', grouped, { block: layout.block }) : takenApart(bytes, factors, zeros, layout)],
+    }
+  },
+  gradient: frozen('dequantize_blocks'),
+})
+
+/**
+ * The stored bytes read in place as 4- or 8-bit integers [n, k], with scales and zero points for each block; undefined
+ * where their layout differs from what packed integers have: rows that end within a block, or an odd number of zero points.
+ * ONNX Runtime keeps such nodes as they are, while it would compute bit operations on weights once and keep the floats.
+ */
+function asIntegers(packed: Tensor, scales: Tensor, zeros: Tensor | undefined, layout: BlockLayout): Tensor[] | undefined {
+  const { n, k, block, bits } = layout
+  const count = blocksOf(layout)
+  const stored = (t: Tensor) => (t.node.op.name === 'weight' ? (t.node.attrs.ref as WeightRef) : undefined)
+  const [bytes, points] = [stored(packed), zeros && stored(zeros)]
+  const inStep = bits === 8 || count % 2 === 0
+  if (!bytes || scales.dtype !== 'float32' || k % block !== 0 || !inStep || (zeros && !points)) return undefined
+  const dtype = bits === 4 ? 'uint4' : 'uint8'
+  const middle = (): WeightRef => {
+    const data = new Uint8Array((n * count * bits) / 8).fill(bits === 4 ? 0x88 : 0x80)
+    return { name: 'zero points', dtype, shape: [n, count], place: { data, key: `middle/${bits}/${data.byteLength}` } }
+  }
+  return [weight({ ...bytes, dtype, shape: [n, k] }), scales, weight(points ? { ...points, dtype, shape: [n, count] } : middle())]
+}
+
+/** The floats by bit operations, for packed values of any origin. */
+function takenApart(packed: Tensor, scales: Tensor, zeros: Tensor | undefined, layout: BlockLayout): Tensor {
+  const { n, k, block, bits } = layout
+  const count = blocksOf(layout)
+  const { dtype } = scales
+  const values = (bytes: Tensor, perRow: number) => {
+    if (bits === 8) return cast(bytes, dtype)
+    const halves = [bitAnd(bytes, 15), shiftRight(bytes, 4)].map((half) => unsqueeze(cast(half, dtype), bytes.rank))
+    return concat(halves, bytes.rank).reshape([...bytes.shape.slice(0, -1), perRow])
+  }
+  const q = values(packed, block)
+  const points = zeros && slice(values(zeros, (zeros.shape[1] as number) * (8 / bits)), 1, 0, count)
+  const whole = mul(sub(q, points ? unsqueeze(points, 2) : 2 ** (bits - 1)), unsqueeze(scales, 2)).reshape([n, count * block])
+  return count * block === k ? whole : slice(whole, 1, 0, k)
+}
+
+defineOp({
+  name: 'dequantize_grouped',
+  doc: '(q − zero point) · scale for integers [n, k] whose scales and zero points [n, k/block] hold for blocks along the last axis.',
+  infer: (inputs, a) => {
+    const [q, scales, zeros] = [0, 1, 2].map((i) => need('dequantize_grouped', inputs, i)) as [Tensor, Tensor, Tensor]
+    const [n, k] = q.shape
+    const expected = [n, (k as number) / (a.block as number)]
+    if (q.rank !== 2 || scales.shape.join() !== expected.join() || zeros.shape.join() !== expected.join() || zeros.dtype !== q.dtype)
+      throw new ShapeError(
+        `'dequantize_grouped' of ${shown(q.shape)} in blocks of ${a.block} needs scales and zero points ${shown(expected as number[])}.`,
+      )
+    return one(scales.dtype, q.shape)
+  },
+  lower: (e, [q, scales, zeros], { attrs: a }) =>
+    e.emit('DequantizeLinear', [q as string, scales as string, zeros as string], { axis: 1, block_size: a.block as number }),
+  gradient: frozen('dequantize_grouped'),
+})
+
+/** x [..., k] times the transpose of a packed weight [n, k]; `zeros` are packed like the values, one for each block. */
+export const matmulBlocks = (x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor | undefined, layout: BlockLayout) =>
+  apply1('matmul_blocks', [x, packed, scales, zeros], { ...layout })
+/** A packed weight as floats [n, k]. */
+export const dequantizeBlocks = (packed: Tensor, scales: Tensor, zeros: Tensor | undefined, layout: BlockLayout) =>
+  apply1('dequantize_blocks', [packed, scales, zeros], { ...layout })
