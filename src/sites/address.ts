@@ -24,11 +24,11 @@ export class SiteResolver {
   constructor(spec: DecoderSpec) {
     this.spec = spec
     for (const row of vocabulary) {
-      const reason = row.absent?.(spec)
       const layers = row.per === 'layer' ? Array.from({ length: spec.layers }, (_, i) => i) : [undefined]
       for (const layer of layers) {
         const fill = (alias: string) => alias.replace('{L}', String(layer))
-        const aliases = [...row.transformerLens, ...row.huggingFace(spec.modules)].map(fill)
+        const aliases = [...row.transformerLens, ...row.huggingFace(spec.modules), ...(row.more?.(spec, layer) ?? [])].map(fill)
+        const reason = row.absent?.(spec, layer)
         const info: SiteInfo = {
           site: layer === undefined ? row.name : `${row.name}.${layer}`,
           row,
@@ -37,7 +37,8 @@ export class SiteResolver {
           ...(reason ? { absent: reason } : {}),
         }
         this.byName.set(info.site, info)
-        for (const alias of aliases) if (!this.byAlias.has(alias)) this.byAlias.set(alias, info)
+        // A name belongs to the first site that the model has.
+        for (const alias of aliases) if (this.byAlias.get(alias)?.absent !== undefined || !this.byAlias.has(alias)) this.byAlias.set(alias, info)
       }
     }
   }
@@ -116,5 +117,5 @@ export class SiteResolver {
 }
 
 function isAtEnd(name: string): boolean {
-  return name.startsWith('final_norm') || name === 'logits'
+  return name.startsWith('final_norm') || name.startsWith('logits')
 }

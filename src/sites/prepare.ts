@@ -1,7 +1,7 @@
 /** @file Edits made ready for one model: sites resolved, parameters checked against their shapes, inputs computed for each step. */
 import { EditError, SiteError } from '../base/errors.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
-import type { DecoderSpec } from '../models/spec.ts'
+import { type DecoderSpec, expertsOf } from '../models/spec.ts'
 import { slotName } from '../models/traced.ts'
 import type { SiteInfo, SiteResolver } from './address.ts'
 import type { ParamRow } from './edit-ops.ts'
@@ -50,6 +50,8 @@ export function axisSize(axis: AxisName, spec: DecoderSpec): number | undefined 
     kv_head: spec.kvHeads,
     one: 1,
   }
+  if (axis === 'expert') return expertsOf(spec)?.count
+  if (axis === 'chosen') return expertsOf(spec)?.perToken
   return sizes[axis]
 }
 

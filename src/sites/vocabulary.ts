@@ -1,8 +1,8 @@
 /** @file The vocabulary of sites: one row each; resolver, aliases, docs, `actlens sites` and tests derive from it. */
-import type { DecoderSpec, ModulePaths } from '../models/spec.ts'
+import { type DecoderSpec, expertsOf, type ModulePaths } from '../models/spec.ts'
 
-/** Names of axes, as the field uses them. */
-export type AxisName = 'batch' | 'pos' | 'key' | 'head' | 'kv_head' | 'd_model' | 'd_head' | 'd_mlp' | 'd_vocab' | 'one'
+/** Names of axes, as the field uses them; `chosen` counts the experts that a token goes to. */
+export type AxisName = 'batch' | 'pos' | 'key' | 'head' | 'kv_head' | 'd_model' | 'd_head' | 'd_mlp' | 'd_vocab' | 'expert' | 'chosen' | 'one'
 
 /** What the table knows about a site. */
 export interface SiteRow {
@@ -15,20 +15,68 @@ export interface SiteRow {
   readonly transformerLens: readonly string[]
   /** Hugging Face module paths whose output (or input, where said) this is. */
   readonly huggingFace: (m: ModulePaths) => readonly string[]
-  /** Why a model lacks it; undefined where it has it. */
-  readonly absent?: (spec: DecoderSpec) => string | undefined
+  /** Names that it has in some models only. */
+  readonly more?: (spec: DecoderSpec, layer?: number) => readonly string[]
+  /** What one may expect to be otherwise, where a name means something else in other tools or modules. */
+  readonly note?: string
+  /** Why a model lacks it in a layer; undefined where it has it. */
+  readonly absent?: (spec: DecoderSpec, layer?: number) => string | undefined
   /** Value at places that no token fills, in results that keep the caller's padding. */
   readonly fill?: number
 }
 
 const block = (m: ModulePaths, path: string) => `${m.blocks}.{L}${path ? `.${path}` : ''}`
-const extra = (key: string) => (m: ModulePaths) => (m.extra?.[key] ? [block(m, m.extra[key])] : [])
+/** The module that a family names for a site, besides those given. */
+const module =
+  (site: string, ...others: ((m: ModulePaths) => string | undefined)[]) =>
+  (m: ModulePaths) =>
+    [m.sites?.[site], ...others.map((o) => o(m))].filter((path) => path !== undefined).map((path) => block(m, path))
 const none = () => []
 
-const noRotary = (s: DecoderSpec) =>
-  s.positions.kind === 'rotary' ? undefined : `the family '${s.family}' does not rotate q and k; its positions are ${s.positions.kind}`
-const noGate = (s: DecoderSpec) =>
-  s.block(0).mlp.kind === 'gated' ? undefined : `the MLP of '${s.family}' has no gate; its pre-activation is mlp_pre`
+const blockOf = (s: DecoderSpec, layer = 0) => s.block(layer)
+type Absent = NonNullable<SiteRow['absent']>
+
+const noRotary: Absent = (s, layer) =>
+  blockOf(s, layer).attention.rotary
+    ? undefined
+    : s.positions.kind === 'rotary'
+      ? `layer ${layer} of '${s.family}' does not rotate q and k; its attention knows no positions`
+      : `the family '${s.family}' does not rotate q and k; its positions are ${s.positions.kind}`
+const noHeadNorm =
+  (part: 'qNorm' | 'kNorm'): Absent =>
+  (s, layer) =>
+    blockOf(s, layer).attention[part] ? undefined : `the family '${s.family}' has no norm of ${part === 'qNorm' ? 'queries' : 'keys'}`
+const noExperts: Absent = (s, layer) =>
+  blockOf(s, layer).mlp.kind === 'experts'
+    ? undefined
+    : expertsOf(s)
+      ? `the MLP of layer ${layer} has no experts; other layers have`
+      : `the family '${s.family}' has no experts`
+const inExperts: Absent = (s, layer) =>
+  blockOf(s, layer).mlp.kind === 'experts'
+    ? `the MLP of layer ${layer} is a mixture of experts, each with neurons of its own; read router_logits, expert_weights, expert_indices or mlp_out`
+    : undefined
+const noGate: Absent = (s, layer) =>
+  inExperts(s, layer) ??
+  (blockOf(s, layer).mlp.kind === 'gated' ? undefined : `the MLP of '${s.family}' has no gate; its pre-activation is mlp_pre`)
+const noAttnNorm: Absent = (s, layer) =>
+  blockOf(s, layer).attnNorm ? undefined : `attention of '${s.family}' reads the residual stream as it is, without a norm`
+const noMlpNorm: Absent = (s, layer) => {
+  const { mlpNorm, residual } = blockOf(s, layer)
+  if (mlpNorm) return undefined
+  return residual === 'parallel'
+    ? `attention and MLP of '${s.family}' read the same norm, whose inside is attn_in_scale and attn_in_normalized`
+    : `the MLP of '${s.family}' reads the residual stream as it is, without a norm`
+}
+const noPostNorm =
+  (part: 'attnPostNorm' | 'mlpPostNorm'): Absent =>
+  (s, layer) =>
+    blockOf(s, layer)[part] ? undefined : `the family '${s.family}' has no norm on the output of its ${part === 'attnPostNorm' ? 'attention' : 'MLP'}`
+const noMiddle: Absent = (s, layer) =>
+  blockOf(s, layer).residual === 'parallel'
+    ? `attention and MLP of '${s.family}' both read resid_pre, so that there is no stream between them`
+    : undefined
+const noFinalNorm: Absent = (s) => (s.finalNorm ? undefined : `the family '${s.family}' has no final norm in this model`)
 
 const perHead = (heads: 'head' | 'kv_head'): readonly AxisName[] => ['batch', 'pos', heads, 'd_head']
 const residual: readonly AxisName[] = ['batch', 'pos', 'd_model']
@@ -43,6 +91,7 @@ export const vocabulary: readonly SiteRow[] = [
     per: 'model',
     axes: residual,
     meaning: 'Token embeddings, before positions are added.',
+    note: "After the family's factor or projection, where it has one (Gemma, Granite, OPT-350M); before the norm that BLOOM puts on them.",
     transformerLens: ['hook_embed', 'embed.hook_out'],
     huggingFace: (m) => [m.embedding],
   },
@@ -63,6 +112,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Residual stream as the block receives it.',
     transformerLens: ['blocks.{L}.hook_resid_pre', 'blocks.{L}.hook_in', 'blocks.{L}.ln1.hook_in'],
     huggingFace: (m) => [block(m, 'input')],
+    more: (s, layer) => (blockOf(s, layer).residual === 'parallel' && blockOf(s, layer).mlpNorm ? ['blocks.{L}.ln2.hook_in'] : []),
   },
   {
     name: 'attn_in_scale',
@@ -71,6 +121,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Divisor of the norm before attention: sqrt(mean square or variance + eps).',
     transformerLens: ['blocks.{L}.ln1.hook_scale'],
     huggingFace: none,
+    absent: noAttnNorm,
   },
   {
     name: 'attn_in_normalized',
@@ -79,6 +130,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Residual stream divided by its scale, before the gain of the norm.',
     transformerLens: ['blocks.{L}.ln1.hook_normalized'],
     huggingFace: none,
+    absent: noAttnNorm,
   },
   {
     name: 'attn_in',
@@ -92,7 +144,7 @@ export const vocabulary: readonly SiteRow[] = [
       'blocks.{L}.attn.k.hook_in',
       'blocks.{L}.attn.v.hook_in',
     ],
-    huggingFace: (m) => [block(m, m.attnNorm), block(m, `${m.attention}.input`)],
+    huggingFace: module('attn_in', (m) => `${m.attention}.input`),
   },
   {
     name: 'q',
@@ -100,7 +152,7 @@ export const vocabulary: readonly SiteRow[] = [
     axes: perHead('head'),
     meaning: 'Queries, before rotation.',
     transformerLens: ['blocks.{L}.attn.hook_q', 'blocks.{L}.attn.q.hook_out'],
-    huggingFace: extra('q'),
+    huggingFace: module('q'),
   },
   {
     name: 'k',
@@ -108,7 +160,7 @@ export const vocabulary: readonly SiteRow[] = [
     axes: perHead('kv_head'),
     meaning: 'Keys, before rotation; with grouped heads one for each key-value head.',
     transformerLens: ['blocks.{L}.attn.hook_k', 'blocks.{L}.attn.k.hook_out'],
-    huggingFace: extra('k'),
+    huggingFace: module('k'),
   },
   {
     name: 'v',
@@ -116,7 +168,43 @@ export const vocabulary: readonly SiteRow[] = [
     axes: perHead('kv_head'),
     meaning: 'Values; with grouped heads one for each key-value head.',
     transformerLens: ['blocks.{L}.attn.hook_v', 'blocks.{L}.attn.v.hook_out'],
-    huggingFace: extra('v'),
+    huggingFace: module('v'),
+  },
+  {
+    name: 'q_norm_in',
+    per: 'layer',
+    axes: perHead('head'),
+    meaning: 'Queries as their norm receives them: the same as q.',
+    transformerLens: ['blocks.{L}.attn.q_norm.hook_in'],
+    huggingFace: none,
+    absent: noHeadNorm('qNorm'),
+  },
+  {
+    name: 'q_norm_out',
+    per: 'layer',
+    axes: perHead('head'),
+    meaning: 'Queries after their norm, before rotation.',
+    transformerLens: ['blocks.{L}.attn.q_norm.hook_out'],
+    huggingFace: module('q_norm_out'),
+    absent: noHeadNorm('qNorm'),
+  },
+  {
+    name: 'k_norm_in',
+    per: 'layer',
+    axes: perHead('kv_head'),
+    meaning: 'Keys as their norm receives them: the same as k.',
+    transformerLens: ['blocks.{L}.attn.k_norm.hook_in'],
+    huggingFace: none,
+    absent: noHeadNorm('kNorm'),
+  },
+  {
+    name: 'k_norm_out',
+    per: 'layer',
+    axes: perHead('kv_head'),
+    meaning: 'Keys after their norm, before rotation.',
+    transformerLens: ['blocks.{L}.attn.k_norm.hook_out'],
+    huggingFace: module('k_norm_out'),
+    absent: noHeadNorm('kNorm'),
   },
   {
     name: 'q_rot',
@@ -166,16 +254,35 @@ export const vocabulary: readonly SiteRow[] = [
     per: 'layer',
     axes: residual,
     meaning: 'Output of the attention module.',
-    transformerLens: ['blocks.{L}.attn.hook_out', 'blocks.{L}.attn.o.hook_out'],
-    huggingFace: (m) => [block(m, m.attention)],
+    note: 'In BLOOM the module adds the residual stream itself, so that it is part of its output; what attention alone adds is attn_out_post.',
+    transformerLens: ['blocks.{L}.attn.hook_out', 'blocks.{L}.attn.o.hook_out', 'blocks.{L}.ln1_post.hook_in'],
+    huggingFace: module('attn_out', (m) => m.attention),
+  },
+  {
+    name: 'attn_out_post_scale',
+    per: 'layer',
+    axes: scalePerToken,
+    meaning: 'Divisor of the norm on the output of attention.',
+    transformerLens: ['blocks.{L}.ln1_post.hook_scale'],
+    huggingFace: none,
+    absent: noPostNorm('attnPostNorm'),
+  },
+  {
+    name: 'attn_out_post_normalized',
+    per: 'layer',
+    axes: residual,
+    meaning: 'Output of attention divided by its scale, before the gain of the norm.',
+    transformerLens: ['blocks.{L}.ln1_post.hook_normalized'],
+    huggingFace: none,
+    absent: noPostNorm('attnPostNorm'),
   },
   {
     name: 'attn_out_post',
     per: 'layer',
     axes: residual,
-    meaning: 'What attention adds to the residual stream (after a post-norm, where the family has one).',
-    transformerLens: ['blocks.{L}.hook_attn_out'],
-    huggingFace: none,
+    meaning: 'What attention adds to the residual stream (after a post-norm and a factor, where the family has them).',
+    transformerLens: ['blocks.{L}.hook_attn_out', 'blocks.{L}.ln1_post.hook_out'],
+    huggingFace: module('attn_out_post'),
   },
   {
     name: 'resid_mid',
@@ -184,6 +291,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Residual stream between attention and MLP.',
     transformerLens: ['blocks.{L}.hook_resid_mid', 'blocks.{L}.ln2.hook_in'],
     huggingFace: none,
+    absent: noMiddle,
   },
   {
     name: 'mlp_in_scale',
@@ -192,6 +300,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Divisor of the norm before the MLP.',
     transformerLens: ['blocks.{L}.ln2.hook_scale'],
     huggingFace: none,
+    absent: noMlpNorm,
   },
   {
     name: 'mlp_in_normalized',
@@ -200,6 +309,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Residual stream divided by its scale, before the gain of the norm.',
     transformerLens: ['blocks.{L}.ln2.hook_normalized'],
     huggingFace: none,
+    absent: noMlpNorm,
   },
   {
     name: 'mlp_in',
@@ -207,7 +317,35 @@ export const vocabulary: readonly SiteRow[] = [
     axes: residual,
     meaning: 'What the MLP reads: output of the norm before it.',
     transformerLens: ['blocks.{L}.ln2.hook_out', 'blocks.{L}.mlp.hook_in', 'blocks.{L}.mlp.gate.hook_in', 'blocks.{L}.mlp.in.hook_in'],
-    huggingFace: (m) => [block(m, m.mlpNorm), block(m, `${m.mlp}.input`)],
+    huggingFace: module('mlp_in', (m) => m.mlp && `${m.mlp}.input`),
+  },
+  {
+    name: 'router_logits',
+    per: 'layer',
+    axes: ['batch', 'pos', 'expert'],
+    meaning: 'Scores by which the router chooses among the experts.',
+    transformerLens: ['blocks.{L}.mlp.gate.hook_router_logits'],
+    huggingFace: module('router_logits'),
+    absent: noExperts,
+  },
+  {
+    name: 'expert_weights',
+    per: 'layer',
+    axes: ['batch', 'pos', 'chosen'],
+    meaning: 'Weights of the chosen experts, the largest first.',
+    transformerLens: [],
+    huggingFace: none,
+    absent: noExperts,
+  },
+  {
+    name: 'expert_indices',
+    per: 'layer',
+    axes: ['batch', 'pos', 'chosen'],
+    meaning: 'Numbers of the chosen experts, in the order of their weights.',
+    transformerLens: [],
+    huggingFace: none,
+    note: 'Numbers are given as floating-point values like those of every site; an edit may set others.',
+    absent: noExperts,
   },
   {
     name: 'mlp_pre',
@@ -215,7 +353,9 @@ export const vocabulary: readonly SiteRow[] = [
     axes: hidden,
     meaning: 'Pre-activations; in a gated MLP the gate before its activation function.',
     transformerLens: ['blocks.{L}.mlp.hook_pre', 'blocks.{L}.mlp.gate.hook_out'],
-    huggingFace: extra('mlp_pre'),
+    more: (s, layer) => (blockOf(s, layer).mlp.kind === 'plain' ? ['blocks.{L}.mlp.in.hook_out'] : []),
+    huggingFace: module('mlp_pre'),
+    absent: inExperts,
   },
   {
     name: 'mlp_pre_linear',
@@ -223,7 +363,7 @@ export const vocabulary: readonly SiteRow[] = [
     axes: hidden,
     meaning: 'The up projection of a gated MLP, which the gate multiplies.',
     transformerLens: ['blocks.{L}.mlp.hook_pre_linear', 'blocks.{L}.mlp.in.hook_out'],
-    huggingFace: extra('mlp_pre_linear'),
+    huggingFace: module('mlp_pre_linear'),
     absent: noGate,
   },
   {
@@ -233,22 +373,42 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Neurons: what enters the down projection.',
     transformerLens: ['blocks.{L}.mlp.hook_post', 'blocks.{L}.mlp.out.hook_in'],
     huggingFace: none,
+    absent: inExperts,
   },
   {
     name: 'mlp_out',
     per: 'layer',
     axes: residual,
     meaning: 'Output of the MLP module.',
-    transformerLens: ['blocks.{L}.mlp.hook_out', 'blocks.{L}.mlp.out.hook_out'],
-    huggingFace: (m) => [block(m, m.mlp)],
+    note: 'In BLOOM and MPT the module adds the residual stream itself, so that it is part of its output; what the MLP alone adds is mlp_out_post.',
+    transformerLens: ['blocks.{L}.mlp.hook_out', 'blocks.{L}.mlp.out.hook_out', 'blocks.{L}.ln2_post.hook_in'],
+    huggingFace: module('mlp_out', (m) => m.mlp),
+  },
+  {
+    name: 'mlp_out_post_scale',
+    per: 'layer',
+    axes: scalePerToken,
+    meaning: 'Divisor of the norm on the output of the MLP.',
+    transformerLens: ['blocks.{L}.ln2_post.hook_scale'],
+    huggingFace: none,
+    absent: noPostNorm('mlpPostNorm'),
+  },
+  {
+    name: 'mlp_out_post_normalized',
+    per: 'layer',
+    axes: residual,
+    meaning: 'Output of the MLP divided by its scale, before the gain of the norm.',
+    transformerLens: ['blocks.{L}.ln2_post.hook_normalized'],
+    huggingFace: none,
+    absent: noPostNorm('mlpPostNorm'),
   },
   {
     name: 'mlp_out_post',
     per: 'layer',
     axes: residual,
-    meaning: 'What the MLP adds to the residual stream (after a post-norm, where the family has one).',
-    transformerLens: ['blocks.{L}.hook_mlp_out'],
-    huggingFace: none,
+    meaning: 'What the MLP adds to the residual stream (after a post-norm and a factor, where the family has them).',
+    transformerLens: ['blocks.{L}.hook_mlp_out', 'blocks.{L}.ln2_post.hook_out'],
+    huggingFace: module('mlp_out_post'),
   },
   {
     name: 'resid_post',
@@ -257,6 +417,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Residual stream as the block leaves it.',
     transformerLens: ['blocks.{L}.hook_resid_post', 'blocks.{L}.hook_out'],
     huggingFace: (m) => [block(m, '')],
+    more: (s, layer) => (layer === s.layers - 1 ? ['ln_final.hook_in'] : []),
   },
   {
     name: 'final_norm_scale',
@@ -265,6 +426,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Divisor of the final norm.',
     transformerLens: ['ln_final.hook_scale'],
     huggingFace: none,
+    absent: noFinalNorm,
   },
   {
     name: 'final_norm_normalized',
@@ -273,6 +435,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Last residual stream divided by its scale, before the gain of the final norm.',
     transformerLens: ['ln_final.hook_normalized'],
     huggingFace: none,
+    absent: noFinalNorm,
   },
   {
     name: 'final_norm',
@@ -280,15 +443,24 @@ export const vocabulary: readonly SiteRow[] = [
     axes: residual,
     meaning: 'Output of the final norm: what the unembedding reads.',
     transformerLens: ['ln_final.hook_out', 'unembed.hook_in'],
-    huggingFace: (m) => [m.finalNorm],
+    huggingFace: (m) => (m.finalNorm ? [m.finalNorm] : []),
+    absent: noFinalNorm,
+  },
+  {
+    name: 'logits_pre',
+    per: 'model',
+    axes: ['batch', 'pos', 'd_vocab'],
+    meaning: 'Output of the unembedding, before a factor and a soft-cap, where the family has them; else the same as logits.',
+    transformerLens: ['unembed.hook_out', 'hook_unembed'],
+    huggingFace: (m) => [m.head],
   },
   {
     name: 'logits',
     per: 'model',
     axes: ['batch', 'pos', 'd_vocab'],
     meaning: 'Logits of the next token.',
-    transformerLens: ['logits', 'unembed.hook_out', 'hook_unembed'],
-    huggingFace: (m) => [m.head],
+    transformerLens: ['logits'],
+    huggingFace: none,
   },
 ]
 
@@ -303,6 +475,6 @@ export function rowOf(site: string): SiteRow | undefined {
 /** The table of sites for the docs, in Markdown. */
 export function sitesMarkdown(): string {
   const line = (r: SiteRow) =>
-    `| \`${r.name}${r.per === 'layer' ? '.L' : ''}\` | ${r.axes.map((a) => (a === 'one' ? '1' : a)).join(', ')} | ${r.meaning} | ${r.transformerLens.map((n) => `\`${n.replace('{L}', 'L')}\``).join(' ')} |`
+    `| \`${r.name}${r.per === 'layer' ? '.L' : ''}\` | ${r.axes.map((a) => (a === 'one' ? '1' : a)).join(', ')} | ${r.meaning}${r.note ? ` ${r.note}` : ''} | ${r.transformerLens.map((n) => `\`${n.replace('{L}', 'L')}\``).join(' ')} |`
   return ['| site | axes | meaning | TransformerLens |', '|---|---|---|---|', ...vocabulary.map(line)].join('\n')
 }
