@@ -83,6 +83,11 @@ const readers: Readonly<Record<string, (s: ConfigReader, c: ConfigReader) => Rop
   su: longrope,
 }
 
+/** Longest context of a model: dynamic scaling reaches beyond the length that its config says. */
+export function longestContext(declared: number, { scaling }: Rotary): number {
+  return scaling.kind === 'dynamic' ? Math.floor(declared * scaling.factor) : declared
+}
+
 /** Angular frequencies of the rotated pairs, [dim/2], for runs within the original length; `long` for those beyond it. */
 export function ropeFrequencies(r: Rotary, long = false): Float32Array {
   const plain = (i: number) => Math.fround(1 / r.theta ** exponent(r, i))

@@ -217,7 +217,8 @@ export interface ModulePaths {
   readonly attention: string
   /** Absent where the MLP is no module of its own. */
   readonly mlp?: string
-  readonly embedding: string
+  /** Absent where the module's output is not yet what the residual stream receives. */
+  readonly embedding?: string
   readonly finalNorm?: string
   readonly head: string
   /** Modules whose output is the site of that name, relative to a block. */

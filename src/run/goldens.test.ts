@@ -35,7 +35,7 @@ function errorOf(ours: { data: Float32Array; shape: readonly number[] }, want: N
     top = Math.max(top, Math.abs(w))
     error = Math.max(error, Math.abs(w - (ours.data[i] as number)))
   }
-  return error / top
+  return error === 0 ? 0 : error / top
 }
 
 async function open(folder: string) {

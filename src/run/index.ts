@@ -5,6 +5,6 @@ export { type FinishReason, type GenerateOptions, Generation, type GenerationRes
 export type { GradientRequest, GradientResult } from './gradient.ts'
 export { assemble, type LoadOptions, type OpenedModel } from './load.ts'
 export type { Loss, LossFunction, TracedRun } from './losses.ts'
-export { Model, type ModelOrigin, type RunOptions, type RunResult, serialisable } from './model.ts'
+export { Model, type ModelOrigin, type RunOptions, type RunResult } from './model.ts'
 export { load } from './open.ts'
 export type { Selection, TapSpec } from './taps.ts'

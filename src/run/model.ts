@@ -1,5 +1,5 @@
 /** @file The model value: read it, edit it, run it, let it write. */
-import { EditError, listed, ModelError, UsageError } from '../base/errors.ts'
+import { ModelError, UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
@@ -237,14 +237,4 @@ export class Model {
 /** Sentences about edits that fired nowhere. */
 export function unfiredEdits(edits: readonly PreparedEdit[], fired: FireCounts): string[] {
   return edits.filter((e) => (fired.get(e.key) ?? 0) === 0).map((e) => `The edit ${e.label} held nowhere in this input.`)
-}
-
-/** Refuses an edit list that a place cannot carry because it holds functions. */
-export function serialisable(edits: readonly Edit[]): readonly Edit[] {
-  const functions = edits.filter((e) => e.op === 'function')
-  if (functions.length > 0)
-    throw new EditError(
-      `Edits that are functions (at ${listed(functions.map((e) => e.site))}) cannot be saved or sent; use edits that are data.`,
-    )
-  return edits
 }

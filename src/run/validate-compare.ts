@@ -11,10 +11,13 @@ export interface Difference {
 }
 
 /** Largest difference that passes, relative to the largest recorded value. */
-const relativeTolerance = 1e-4
+export const relativeTolerance = { value: 1e-4, gradient: 1e-3 } as const
+
+/** What is compared: values, or gradients, which lose more digits on the way. */
+export type Compared = keyof typeof relativeTolerance
 
 /** The difference of two lists of values; equal infinities are equal. `use` says which places count. */
-export function differenceOf(ours: ArrayLike<number>, golden: Float32Array, use?: Uint8Array): Difference {
+export function differenceOf(ours: ArrayLike<number>, golden: Float32Array, what: Compared = 'value', use?: Uint8Array): Difference {
   if (ours.length !== golden.length)
     return { error: Number.NaN, tolerance: 0, note: `ours has ${ours.length} values, the record ${golden.length}` }
   let error = 0
@@ -29,13 +32,13 @@ export function differenceOf(ours: ArrayLike<number>, golden: Float32Array, use?
     if (Number.isFinite(difference)) error = Math.max(error, difference)
     else broken++
   }
-  const tolerance = relativeTolerance * scale
+  const tolerance = relativeTolerance[what] * scale
   if (broken === 0) return { error, tolerance }
   return { error: Number.NaN, tolerance, note: `${broken} values are infinite or not a number on one side only` }
 }
 
 /** A site's value over a batch against the recorded one, in the caller's layout; padding does not count. */
-export function compareSite(value: Activation, golden: Float32Array, batch: Batch): Difference {
+export function compareSite(value: Activation, golden: Float32Array, batch: Batch, what: Compared = 'value'): Difference {
   const { shape, axes } = value
   const held = batch.columns.map((columns) => {
     const mask = new Uint8Array(batch.width)
@@ -53,7 +56,7 @@ export function compareSite(value: Activation, golden: Float32Array, batch: Batc
       index[i] = 0
     }
   }
-  return differenceOf(value.data, golden, use)
+  return differenceOf(value.data, golden, what, use)
 }
 
 /** The last `count` positions of each row against the recorded ones. */

@@ -38,7 +38,8 @@ export class SiteResolver {
         }
         this.byName.set(info.site, info)
         // A name belongs to the first site that the model has.
-        for (const alias of aliases) if (this.byAlias.get(alias)?.absent !== undefined || !this.byAlias.has(alias)) this.byAlias.set(alias, info)
+        for (const alias of aliases)
+          if (this.byAlias.get(alias)?.absent !== undefined || !this.byAlias.has(alias)) this.byAlias.set(alias, info)
       }
     }
   }

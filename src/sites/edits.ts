@@ -188,3 +188,29 @@ function nested(value: Nested, label: string): NDArray<Float32Array> {
   walk(value, 0)
   return { dtype: 'float32', shape, data: Float32Array.from(out) }
 }
+
+/**
+ * Edits as JSON holds them: arrays become nested lists, so that an edits file, a link or a request carries the same numbers.
+ * @throws EditError for edits that are functions.
+ */
+export function plainEdits(edits: readonly Edit[]): DataEdit[] {
+  return edits.map((e) => {
+    if (e.op === 'function')
+      throw new EditError(`The edit at ${e.site} is a function, which cannot be saved or sent; use edits that are data.`)
+    const params = Object.fromEntries(Object.entries(e.params ?? {}).map(([name, value]) => [name, listsOf(value, labelOf(e))]))
+    const when = e.where?.when
+    const where = when ? { ...e.where, when: { ...when, vector: [...when.vector] } } : e.where
+    return { op: e.op, site: e.site, params, ...(where ? { where } : {}) }
+  })
+}
+
+function listsOf(value: ArrayParam, label: string): Nested {
+  if (typeof value === 'number' || Array.isArray(value)) return value as Nested
+  const { shape, data } = toArray(value, label)
+  const build = (axis: number, offset: number): Nested => {
+    const inner = shape.slice(axis + 1).reduce((p, n) => p * n, 1)
+    if (axis === shape.length) return data[offset] as number
+    return Array.from({ length: shape[axis] as number }, (_, i) => build(axis + 1, offset + i * inner))
+  }
+  return build(0, 0)
+}

@@ -2,7 +2,19 @@
 import { type DecoderSpec, expertsOf, type ModulePaths } from '../models/spec.ts'
 
 /** Names of axes, as the field uses them; `chosen` counts the experts that a token goes to. */
-export type AxisName = 'batch' | 'pos' | 'key' | 'head' | 'kv_head' | 'd_model' | 'd_head' | 'd_mlp' | 'd_vocab' | 'expert' | 'chosen' | 'one'
+export type AxisName =
+  | 'batch'
+  | 'pos'
+  | 'key'
+  | 'head'
+  | 'kv_head'
+  | 'd_model'
+  | 'd_head'
+  | 'd_mlp'
+  | 'd_vocab'
+  | 'expert'
+  | 'chosen'
+  | 'one'
 
 /** What the table knows about a site. */
 export interface SiteRow {
@@ -71,7 +83,9 @@ const noMlpNorm: Absent = (s, layer) => {
 const noPostNorm =
   (part: 'attnPostNorm' | 'mlpPostNorm'): Absent =>
   (s, layer) =>
-    blockOf(s, layer)[part] ? undefined : `the family '${s.family}' has no norm on the output of its ${part === 'attnPostNorm' ? 'attention' : 'MLP'}`
+    blockOf(s, layer)[part]
+      ? undefined
+      : `the family '${s.family}' has no norm on the output of its ${part === 'attnPostNorm' ? 'attention' : 'MLP'}`
 const noMiddle: Absent = (s, layer) =>
   blockOf(s, layer).residual === 'parallel'
     ? `attention and MLP of '${s.family}' both read resid_pre, so that there is no stream between them`
@@ -93,7 +107,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Token embeddings, before positions are added.',
     note: "After the family's factor or projection, where it has one (Gemma, Granite, OPT-350M); before the norm that BLOOM puts on them.",
     transformerLens: ['hook_embed', 'embed.hook_out'],
-    huggingFace: (m) => [m.embedding],
+    huggingFace: (m) => (m.embedding ? [m.embedding] : []),
   },
   {
     name: 'pos_embeddings',

@@ -58,10 +58,9 @@ export function gemma3Text(c: ConfigReader): DecoderSpec {
   const { headDim } = commonSizes(c)
   const pattern = c.optionalInteger('sliding_window_pattern', '_sliding_window_pattern') ?? 6
   const window = windowOf(c, (layer) => (layer + 1) % pattern !== 0)
-  const wide = readRotary(c, { headDim, theta: 1e6, layerType: 'full_attention' })
-  const local = c.section('rope_parameters')
-    ? readRotary(c, { headDim, theta: 1e4, layerType: 'sliding_attention' })
-    : readRotary(new ConfigReader({ rope_theta: c.number('rope_local_base_freq', 1e4) }), { headDim })
+  // Configs of the first release have one rotation, and a base of the layers with a window.
+  const nested = c.section('rope_parameters') !== undefined
+  const local = readRotary(new ConfigReader({ rope_theta: c.number('rope_local_base_freq', 1e4) }), { headDim })
   const [softcap, logitSoftcap] = [c.maybe('attn_logit_softcapping'), c.maybe('final_logit_softcapping')]
   const spec = gemmaLike(c, {
     family: 'gemma3_text',
@@ -69,7 +68,7 @@ export function gemma3Text(c: ConfigReader): DecoderSpec {
     headNorm: (path) => over('head', rms(path, eps, true)),
     window,
     rotary: { theta: 1e6, layerType: 'full_attention' },
-    rotaryOf: (layer) => (window(layer) ? local : wide),
+    rotaryOf: (layer, own) => (window(layer) && !nested ? local : own),
     scale: c.number('query_pre_attn_scalar', 256) ** -0.5,
     attention: softcap ? { softcap } : {},
   })

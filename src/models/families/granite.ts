@@ -4,6 +4,12 @@ import type { DecoderSpec, Linear } from '../spec.ts'
 import { type LlamaFacts, llamaLike } from './llama.ts'
 import { activations, commonSizes, linear } from './parts.ts'
 
+/** Factors that the reference applies outside of its modules. */
+function withScales(spec: DecoderSpec, embeddingScale: number, logitScale: number): DecoderSpec {
+  const { embedding: _, ...modules } = spec.modules
+  return { ...spec, embeddingScale, logitScale, modules }
+}
+
 function graniteLike(c: ConfigReader, facts: LlamaFacts): DecoderSpec {
   const bias = c.flag('attention_bias', false)
   const multiplier = c.number('residual_multiplier', 1)
@@ -15,7 +21,7 @@ function graniteLike(c: ConfigReader, facts: LlamaFacts): DecoderSpec {
     ...facts,
     block: (at, layer) => ({ multiplier, ...facts.block?.(at, layer) }),
   })
-  return { ...spec, embeddingScale: c.number('embedding_multiplier', 1), logitScale: 1 / c.number('logits_scaling', 1) }
+  return withScales(spec, c.number('embedding_multiplier', 1), 1 / c.number('logits_scaling', 1))
 }
 
 /** Reads a Granite config. */
@@ -54,5 +60,5 @@ export function minicpm(c: ConfigReader): DecoderSpec {
   const { layers, dModel } = commonSizes(c)
   const multiplier = c.number('scale_depth', 1) / Math.sqrt(layers)
   const spec = llamaLike(c, { family: 'minicpm', tied: true, qkvBias: c.flag('attention_bias', false), block: () => ({ multiplier }) })
-  return { ...spec, embeddingScale: c.number('scale_emb', 1), logitScale: (c.optionalInteger('dim_model_base') ?? dModel) / dModel }
+  return withScales(spec, c.number('scale_emb', 1), (c.optionalInteger('dim_model_base') ?? dModel) / dModel)
 }

@@ -1,6 +1,6 @@
 /** @file Llama 1 to 3.2, and the layout that Mistral, Qwen, Gemma, OLMo, SmolLM3, Granite and others share with it. */
 import type { ConfigReader } from '../config.ts'
-import { type RotaryFacts, readRotary } from '../rope.ts'
+import { longestContext, type RotaryFacts, readRotary } from '../rope.ts'
 import type { BlockSpec, DecoderSpec, DenseMlp, HeadNorm, Linear, Mlp, Norm, Projection, Rotary } from '../spec.ts'
 import { activations, commonSizes, gated, linear, rms } from './parts.ts'
 
@@ -44,19 +44,21 @@ export function llamaLike(c: ConfigReader, facts: LlamaFacts): DecoderSpec {
   const eps = c.maybe('rms_norm_eps', 'layer_norm_eps', 'norm_eps', 'norm_epsilon', 'layer_norm_epsilon') ?? 1e-6
   const norm = facts.norm ?? ((path: string) => rms(path, eps))
   const rotary = readRotary(c, { headDim, interleaved: c.flag('rope_interleaved', false), ...facts.rotary })
+  const byLayer = rotaryByLayer(c, { headDim, ...facts.rotary })
   const activation = c.choice('hidden_act', activations, facts.activation ?? 'silu')
   const mlp = facts.mlp ?? ((path: string): DenseMlp => gated(path, activation, facts.mlpBias))
   const [qName, kName] = facts.headNormNames ?? ['q_norm', 'k_norm']
   return {
     family: facts.family,
     ...sizes,
-    maxPositions: c.integer('max_position_embeddings'),
+    maxPositions: longestContext(c.integer('max_position_embeddings'), rotary),
     positions: { kind: 'rotary', ...rotary },
     embedding: 'model.embed_tokens.weight',
     block: (layer) => {
       const at = (path: string) => `model.layers.${layer}.${path}`
       const window = facts.window?.(layer)
-      const turned = facts.rotaryOf ? facts.rotaryOf(layer, rotary) : rotary
+      const own = byLayer(layer) ?? rotary
+      const turned = facts.rotaryOf ? facts.rotaryOf(layer, own) : own
       return {
         residual: 'sequential',
         attnNorm: norm(at('input_layernorm')),
@@ -99,6 +101,15 @@ export function llamaLike(c: ConfigReader, facts: LlamaFacts): DecoderSpec {
       }),
     },
   }
+}
+
+/** The rotation of each layer, where the config has one for each kind of layer. */
+function rotaryByLayer(c: ConfigReader, facts: RotaryFacts): (layer: number) => Rotary | undefined {
+  const types = c.optionalNames('layer_types')
+  const kinds = c.section('rope_parameters')
+  const known = new Map<string, Rotary>()
+  for (const type of new Set(types)) if (kinds?.section(type)) known.set(type, readRotary(c, { ...facts, layerType: type }))
+  return (layer) => known.get(types?.[layer] ?? '')
 }
 
 /** Separate projections of q, k and v at a module path. */

@@ -23,7 +23,7 @@ export function mixtral(c: ConfigReader): DecoderSpec {
     down: linear(`${path}.w2`),
     activation,
   })
-  const spec = llamaLike(c, {
+  return llamaLike(c, {
     family: 'mixtral',
     window: windowOf(c, () => true),
     block: (at) => ({
@@ -37,7 +37,7 @@ export function mixtral(c: ConfigReader): DecoderSpec {
         expert: (e) => expert(at(`block_sparse_moe.experts.${e}`)),
       },
     }),
-    sites: { mlp_pre: undefined, mlp_pre_linear: undefined, router_logits: 'block_sparse_moe.gate' },
+    // Checkpoints say block_sparse_moe, the reference's module has been called mlp since its fifth version.
+    sites: { mlp_pre: undefined, mlp_pre_linear: undefined, mlp_out: 'block_sparse_moe', router_logits: 'mlp.gate' },
   })
-  return { ...spec, modules: { ...spec.modules, mlp: 'block_sparse_moe' } }
 }

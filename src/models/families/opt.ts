@@ -44,7 +44,7 @@ export function opt(c: ConfigReader): DecoderSpec {
     modules: {
       blocks: 'model.decoder.layers',
       attention: 'self_attn',
-      embedding: 'model.decoder.embed_tokens',
+      ...(width === sizes.dModel ? { embedding: 'model.decoder.embed_tokens' } : {}),
       ...(last ? { finalNorm: 'model.decoder.final_layer_norm' } : {}),
       head: 'lm_head',
       sites: {

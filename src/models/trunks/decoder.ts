@@ -139,8 +139,8 @@ class DecoderTrunk {
     // The sites have their heads apart; the fused op wants them side by side. Reshapes cost nothing.
     const flat = (t: Tensor, n: number) => reshape(t, ['batch', 'pos', n * headDim])
     const perHead = (name: string, t: Tensor, n: number, norm?: HeadNorm) => {
-      const clipped = a.clip && name !== 'z' ? maximum(minimum(t, a.clip), -a.clip) : t
-      const site = parts.mark(at(name), reshape(clipped, ['batch', 'pos', n, headDim]))
+      const read = parts.mark(at(name), reshape(t, ['batch', 'pos', n, headDim]))
+      const site = a.clip && name !== 'z' ? maximum(minimum(read, a.clip), -a.clip) : read
       return flat(norm ? parts.mark(at(`${name}_norm_out`), parts.headNorm(norm, parts.mark(at(`${name}_norm_in`), site))) : site, n)
     }
     const past = options.cache

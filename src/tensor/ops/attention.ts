@@ -1,7 +1,7 @@
 /** @file Causal attention with rotary positions and a key-value cache: one fused node that expands when somebody looks inside. */
 import { ShapeError } from '../../base/errors.ts'
 import { need } from '../shape.ts'
-import { type Attrs, apply, type Dim, defineOp, type Expansion, scalar, type Tensor, type TensorType } from '../tensor.ts'
+import { type Attrs, apply, type Dim, defineOp, type Emitter, type Expansion, scalar, type Tensor, type TensorType } from '../tensor.ts'
 import { add, and, lessEqual, mul, not, sub, tanh, where } from './elementwise.ts'
 import { scatterElements } from './indexing.ts'
 import { expand, iota, reshape, sliceTo, transpose, unsqueeze } from './layout.ts'
@@ -27,7 +27,7 @@ export interface AttentionInputs {
   readonly rotary?: { readonly cos: Tensor; readonly sin: Tensor; readonly positions: Tensor }
   /** Cached keys and values [batch, kv_head, capacity, d_head], written in place. */
   readonly past?: { readonly keys: Tensor; readonly values: Tensor }
-  /** Added to the scores, [batch or 1, head or 1, pos, total]. */
+  /** Added to the scores, [batch or 1, head or 1, pos or 1, key]. */
   readonly bias?: Tensor
 }
 
@@ -72,15 +72,34 @@ defineOp({
   lower: (e, inputs, node) => {
     const a = node.attrs as unknown as AttentionAttrs
     const at = (n: InputName) => inputs[names.indexOf(n)] ?? ''
-    const rotary = at('cos') !== ''
+    const given = byName(node.inputs)
+    // The kernel turns whole blocks of eight pairs; what it cannot turn is turned before it.
+    const inside = given.cos !== undefined && (given.cos.shape[1] as number) % 8 === 0
+    const before = given.cos !== undefined && !inside
+    const turned = (x: string, heads: number) =>
+      before ? lowerTurn(e, [x, at('slots'), at('cos'), at('sin')], given.cos as Tensor, heads, a) : x
+    const bias = given.bias && lowerBias(e, at('bias'), given.bias, given.q as Tensor)
+    const [cos, sin] = inside ? [at('cos'), at('sin')] : ['', '']
     return e.emit(
       'GroupQueryAttention',
-      [at('q'), at('k'), at('v'), at('past_keys'), at('past_values'), at('last_slot'), at('total'), at('cos'), at('sin'), '', at('bias')],
+      [
+        turned(at('q'), a.heads),
+        turned(at('k'), a.kvHeads),
+        at('v'),
+        at('past_keys'),
+        at('past_values'),
+        at('last_slot'),
+        at('total'),
+        cos,
+        sin,
+        '',
+        bias ?? '',
+      ],
       {
         num_heads: a.heads,
         kv_num_heads: a.kvHeads,
         scale: { f: a.scale },
-        do_rotary: rotary ? 1 : 0,
+        do_rotary: inside ? 1 : 0,
         rotary_interleaved: a.interleaved ? 1 : 0,
         ...(a.softcap ? { softcap: { f: a.softcap } } : {}),
         ...(a.window ? { local_window_size: a.window } : {}),
@@ -88,10 +107,23 @@ defineOp({
       { outputs: 3, domain: 'com.microsoft' },
     )
   },
-  // The runtime's kernel wants heads of a multiple of eight coordinates, of sixteen where it rotates them.
-  fuses: (node) => (node.attrs as unknown as AttentionAttrs).headDim % (node.inputs[names.indexOf('cos')] ? 16 : 8) === 0,
+  // The runtime's kernel wants heads of a multiple of eight coordinates, and knows no float64.
+  fuses: ({ attrs, inputs }) => (attrs as unknown as AttentionAttrs).headDim % 8 === 0 && inputs[0]?.dtype !== 'float64',
   expand: (inputs, attrs) => expandAttention(byName(inputs), attrs),
 })
+
+/** Rotation as a node of its own. */
+function lowerTurn(e: Emitter, inputs: readonly string[], table: Tensor, heads: number, a: AttentionAttrs): string {
+  const rotated = 2 * (table.shape[1] as number)
+  const attrs = { interleaved: a.interleaved ? 1 : 0, num_heads: heads, rotary_embedding_dim: rotated === a.headDim ? 0 : rotated }
+  return e.emit('RotaryEmbedding', inputs, attrs, { domain: 'com.microsoft' })[0] as string
+}
+
+/** The kernel wants a bias for every query. */
+function lowerBias(e: Emitter, name: string, bias: Tensor, q: Tensor): string {
+  if (bias.shape[2] !== 1) return name
+  return e.emit('Expand', [name, e.sizes(bias.shape.with(2, q.shape[1] as Dim), [bias, q])])[0] as string
+}
 
 function expandAttention(t: Readonly<Partial<Record<InputName, Tensor>>>, attrs: Attrs): Expansion {
   const a = attrs as unknown as AttentionAttrs

@@ -27,10 +27,10 @@ const convOf = (attrs: Attrs) => attrs as unknown as TransposeAttrs
 /** Length that a kernel covers. */
 const reach = (kernel: number, dilation: number) => dilation * (kernel - 1) + 1
 
-/** Kernel sizes; they must be numbers, since padding and gradients depend on them. */
-function kernelOf(op: string, x: Tensor, w: Tensor): number[] {
+/** Kernel sizes; they must be numbers where the lengths of the result are not given. */
+function kernelOf(op: string, x: Tensor, w: Tensor, attrs: Attrs): number[] {
   const kernel = w.shape.slice(2)
-  if (x.rank < 3 || x.rank > 5 || w.rank !== x.rank || !kernel.every((d) => typeof d === 'number'))
+  if (x.rank < 3 || x.rank > 5 || w.rank !== x.rank || !(attrs.like || kernel.every((d) => typeof d === 'number')))
     throw new ShapeError(
       `'${op}' needs [batch, channel, …] with one to three more axes and a weight of as many, not ${shown(x.shape)} and ${shown(w.shape)}.`,
     )
@@ -57,12 +57,14 @@ defineOp({
     const [x, w] = [need('conv', inputs, 0), need('conv', inputs, 1)]
     sameType('conv', x, w)
     refuseFloat64('conv', x)
-    const kernel = kernelOf('conv', x, w)
+    const kernel = kernelOf('conv', x, w, attrs)
     const a = convOf(attrs)
     if (product([w.shape[1] as Dim, a.groups]) !== x.shape[1])
       throw new ShapeError(`'conv' in ${a.groups} groups cannot use a weight ${shown(w.shape)} on ${shown(x.shape)}.`)
     checkBias('conv', inputs[2], w.shape[0] as Dim)
-    return one(x.dtype, [x.shape[0] as Dim, w.shape[0] as Dim, ...x.shape.slice(2).map((d, i) => shrunk(d, kernel[i] as number, i, a))])
+    const like = attrs.like as readonly Dim[] | undefined
+    const lengths = like ?? x.shape.slice(2).map((d, i) => shrunk(d, kernel[i] as number, i, a))
+    return one(x.dtype, [x.shape[0] as Dim, w.shape[0] as Dim, ...lengths])
   },
   lower: (e, inputs, { attrs }) => {
     const a = convOf(attrs)
@@ -98,7 +100,8 @@ function transposedLike(g: Tensor, w: Tensor, x: Tensor, a: ConvAttrs): Tensor {
     const lost = reach(w.shape[i + 2] as number, a.dilations[i] as number) - (a.before[i] as number) - (a.after[i] as number)
     return (d - lost) % stride
   })
-  return apply1('conv_transpose', [g, w], { ...a, extra, like: x.shape.slice(2) })
+  const { strides, dilations, before, after, groups } = a
+  return apply1('conv_transpose', [g, w], { strides, dilations, before, after, groups, extra, like: x.shape.slice(2) })
 }
 
 /**
@@ -112,8 +115,13 @@ function weightGradient(x: Tensor, g: Tensor, w: Tensor, a: ConvAttrs): Tensor {
   const turned = transpose(split, [2, 1, 0, ...spatial.map((i) => i + 1)])
   const inputs = reshapeTo(turned, [channels, product([a.groups, batch]), ...x.shape.slice(2)], x)
   const outputs = transpose(g, [1, 0, ...spatial])
+  const named = [...x.shape.slice(2), ...g.shape.slice(2)].some((d) => typeof d === 'string')
+  if (named && a.strides.some((s) => s !== 1))
+    throw new ShapeError(`The gradient of a convolution with strides [${a.strides}] needs axes of known length, not ${shown(x.shape)}.`)
+  const { before, after, groups } = a
+  const settings = { strides: a.dilations, dilations: a.strides, before, after, groups, ...(named ? { like: w.shape.slice(2) } : {}) }
   // What the stride left over at the end of the input would make the kernel's gradient longer than the kernel.
-  const long = apply1('conv', [inputs, outputs], { ...a, strides: a.dilations, dilations: a.strides })
+  const long = apply1('conv', [inputs, outputs], settings)
   const fitted = spatial.reduce(
     (t: Tensor, axis) => (t.shape[axis] === w.shape[axis] ? t : slice(t, axis, 0, w.shape[axis] as number)),
     long,
@@ -128,13 +136,14 @@ defineOp({
     const [x, w] = [need('conv_transpose', inputs, 0), need('conv_transpose', inputs, 1)]
     sameType('conv_transpose', x, w)
     refuseFloat64('conv_transpose', x)
-    const kernel = kernelOf('conv_transpose', x, w)
+    const kernel = kernelOf('conv_transpose', x, w, attrs)
     const a = convOf(attrs)
     const out = product([w.shape[1] as Dim, a.groups])
     if (w.shape[0] !== x.shape[1]) throw new ShapeError(`'conv_transpose' cannot use a weight ${shown(w.shape)} on ${shown(x.shape)}.`)
     checkBias('conv_transpose', inputs[2], out)
     const like = attrs.like as readonly Dim[] | undefined
-    return one(x.dtype, [x.shape[0] as Dim, out, ...x.shape.slice(2).map((d, i) => like?.[i] ?? grown(d, kernel[i] as number, i, a))])
+    const lengths = like ?? x.shape.slice(2).map((d, i) => grown(d, kernel[i] as number, i, a))
+    return one(x.dtype, [x.shape[0] as Dim, out, ...lengths])
   },
   lower: (e, inputs, { attrs }) => {
     const a = convOf(attrs)
@@ -150,7 +159,11 @@ defineOp({
     const [x, w, g] = [...c.inputs.slice(0, 2), grad] as [Tensor, Tensor, Tensor]
     const { strides, dilations, before, after, groups } = convOf(c.attrs)
     const a = { strides, dilations, before, after, groups }
-    return [c.needs[0] ? apply1('conv', [g, w], a) : undefined, c.needs[1] ? weightGradient(g, x, w, a) : undefined, biasGradient(c, g)]
+    return [
+      c.needs[0] ? apply1('conv', [g, w], { ...a, like: x.shape.slice(2) }) : undefined,
+      c.needs[1] ? weightGradient(g, x, w, a) : undefined,
+      biasGradient(c, g),
+    ]
   },
 })
 

@@ -1,7 +1,7 @@
 /** @file Ops that move values without changing them: reshape, transpose, slice, concat, expand. */
 import { ShapeError } from '../../base/errors.ts'
 import { broadcast, need, one, product, resolveReshape, sameShape, sameType, termsOf, total } from '../shape.ts'
-import { apply, apply1, axisOf, type Dim, defineOp, type Shape, shown, type Tensor } from '../tensor.ts'
+import { apply, apply1, axisOf, type Dim, defineOp, type Emitter, type Shape, shown, type Tensor } from '../tensor.ts'
 import { carriers, reshapeTo, unbroadcast, zerosLike } from './like.ts'
 
 defineOp({
@@ -148,6 +148,18 @@ function unslice(g: Tensor, x: Tensor, slice: SliceAttrs): Tensor {
   return unslice(flip(g, [slice.axis]), x, { axis: slice.axis, start, end: first + 1, step: -slice.step })
 }
 
+/**
+ * Zeros before and after one axis, as many as numbers or names say. All axes are listed: ONNX Runtime 1.30 gets a Pad of
+ * some axes wrong when it moves a transpose across it, and trips over one that measures the very value it pads.
+ */
+function emitZeros(e: Emitter, value: string, rank: number, axis: number, before: number | string, after: number | string): string {
+  const others = (n: number) => new Array<number>(n).fill(0)
+  const pads = [...others(axis), before, ...others(rank - 1), after, ...others(rank - 1 - axis)]
+  if (pads.every((n) => typeof n === 'number')) return e.emit('Pad', [value, e.constant('int64', [2 * rank], pads)])[0] as string
+  const parts = pads.map((n) => (typeof n === 'number' ? e.constant('int64', [1], [n]) : n))
+  return e.emit('Pad', [value, e.emit('Concat', parts, { axis: 0 })[0] as string])[0] as string
+}
+
 defineOp({
   name: 'unslice',
   doc: 'Zeros, but the first input where a slice of one axis lies: what the gradient of slice is.',
@@ -158,24 +170,35 @@ defineOp({
   lower: (e, [x], node) => {
     const { axis, start, end, step, size } = node.attrs as unknown as SliceAttrs & { size: Dim }
     const g = node.inputs[0] as Tensor
-    const like = node.inputs.slice(1) as Tensor[]
-    const one64 = (n: number) => e.constant('int64', [1], [n])
-    const padded = (value: string, at: number, before: string, after: string) =>
-      e.emit('Pad', [value, e.emit('Concat', [before, after], { axis: 0 })[0] as string, '', one64(at)])[0] as string
+    const own = g.shape[axis] as Dim
     let value = x as string
     if (step > 1) {
       // Each value is followed by step - 1 zeros; what that is too long is cut off by a negative pad.
-      const [column] = e.emit('Unsqueeze', [value, one64(axis + 1)])
-      const spread = padded(column as string, axis + 1, one64(0), one64(step - 1))
+      const [column] = e.emit('Unsqueeze', [value, e.constant('int64', [1], [axis + 1])])
+      const spread = emitZeros(e, column as string, g.rank + 1, axis + 1, 0, step - 1)
       const sizes = g.shape.map((d, i) => (i < axis ? 0 : i === axis ? -1 : d))
       value = e.emit('Reshape', [spread, e.sizes(sizes, [g])])[0] as string
     }
-    const length = () => e.emit('Shape', [value], { start: axis, end: axis + 1 })[0] as string
-    const whole = e.sizes([size], like)
-    const minus = (a: string, b: string) => e.emit('Sub', [a, b])[0] as string
-    if (start >= 0) return [padded(value, axis, one64(start), minus(minus(whole, one64(start)), length()))]
-    const after = end === Number.MAX_SAFE_INTEGER ? one64(0) : one64(-end)
-    return [padded(value, axis, minus(minus(whole, after), length()), after)]
+    const open = end === Number.MAX_SAFE_INTEGER
+    if (typeof size === 'number' && typeof own === 'number') {
+      const before = Math.max(start < 0 ? start + size : start, 0)
+      const after = size - before - own * step
+      const post = g.shape.slice(axis + 1)
+      if (axis < 2 || own === 0 || !post.every((d) => typeof d === 'number')) return [emitZeros(e, value, g.rank, axis, before, after)]
+      // As a matrix, since ONNX Runtime 1.30 would take a Pad of a convolution's weight for one of its input and join them.
+      const width = post.reduce((a: number, d) => a * (d as number), 1)
+      const [flat] = e.emit('Reshape', [value, e.constant('int64', [2], [-1, own * step * width])])
+      const out = node.outputs[0] as Tensor
+      return e.emit('Reshape', [emitZeros(e, flat as string, 2, 1, before * width, after * width), e.sizes(out.shape, [g])])
+    }
+    // Of a named axis it is read as little as possible: where a slice that starts or ends at a border lies is known.
+    const whole = e.sizes([size], node.inputs.slice(1) as Tensor[])
+    const rest = (taken: number) => e.emit('Sub', [whole, e.constant('int64', [1], [taken])])[0] as string
+    const after = open ? 0 : -end
+    if (start < 0) return [emitZeros(e, value, g.rank, axis, rest(-start), after)]
+    if (step === 1 && (open || end < 0)) return [emitZeros(e, value, g.rank, axis, start, after)]
+    const [length] = e.emit('Shape', [value], { start: axis, end: axis + 1 })
+    return [emitZeros(e, value, g.rank, axis, start, e.emit('Sub', [rest(start), length as string])[0] as string)]
   },
   gradient: ({ attrs }, [g]) => [apply1('slice', [g], { axis: attrs.axis, start: attrs.start, end: attrs.end, step: attrs.step })],
 })
@@ -209,9 +232,26 @@ defineOp({
     const [wide] = e.emit('Cast', [end as string], { to: 7 })
     return e.emit('Slice', [x as string, e.constant('int64', [1], [0]), wide as string, e.constant('int64', [1], [a.axis as number])])
   },
-  gradient: ({ inputs: [x], attrs }, [g]) => [
-    unslice(g as Tensor, x as Tensor, { axis: attrs.axis as number, start: 0, end: Number.MAX_SAFE_INTEGER, step: 1 }),
-  ],
+  gradient: ({ inputs: [value, count], attrs }, [g]) => {
+    const x = value as Tensor
+    const size = x.shape[attrs.axis as number] as Dim
+    return [apply1('unslice_to', [g, count, ...carriers([size], x)], { ...attrs, size })]
+  },
+})
+
+defineOp({
+  name: 'unslice_to',
+  doc: 'Zeros after as many values of one axis as a scalar input says: what the gradient of slice_to is.',
+  infer: (inputs, a) => {
+    const g = need('unslice_to', inputs, 0)
+    return one(g.dtype, g.shape.with(a.axis as number, a.size as Dim))
+  },
+  lower: (e, [x, n], { attrs: a, inputs: [g, , ...like] }) => {
+    const [count] = e.emit('Cast', e.emit('Reshape', [n as string, e.constant('int64', [1], [1])]), { to: 7 })
+    const [after] = e.emit('Sub', [e.sizes([a.size as Dim], like as Tensor[]), count as string])
+    return [emitZeros(e, x as string, (g as Tensor).rank, a.axis as number, 0, after as string)]
+  },
+  gradient: ({ inputs: [, count], attrs }, [g]) => [apply1('slice_to', [g, count], { axis: attrs.axis, symbol: attrs.symbol })],
 })
 
 defineOp({

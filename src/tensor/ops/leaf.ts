@@ -1,5 +1,5 @@
 /** @file Ops without arithmetic: inputs, constants, weights, and marks in the graph. */
-import { ShapeError } from '../../base/errors.ts'
+import { ShapeError, UsageError } from '../../base/errors.ts'
 import { bytesOf, type DType, type NDArray, sizeOf, type TypedArray } from '../../base/types.ts'
 import { need, one } from '../shape.ts'
 import { apply1, defineOp, type Shape, type Tensor } from '../tensor.ts'
@@ -67,7 +67,10 @@ defineOp({
   doc: 'The value plus an input that broadcasts against it: a place where something can be added without compiling anew.',
   infer: (inputs) => [need('slot', inputs, 0)],
   lower: (e, [x, added]) => e.emit('Add', [x as string, added as string]),
-  gradient: (_, [g]) => [g, undefined],
+  gradient: ({ needs }, [g]) => {
+    if (needs[1]) throw new UsageError("'slot' has no gradient at what is added, since its axes may be 1; take the gradient at the place that it is added to.")
+    return [g, undefined]
+  },
 })
 
 /** `x` plus the input `name`, whose axes may each be as long as those of `x`, or 1: zeros of shape [1, …, width] change nothing. */

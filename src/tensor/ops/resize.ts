@@ -48,8 +48,8 @@ defineOp({
     const a = attrs as unknown as ResizeAttrs
     const from = inputs[0] as Tensor
     const linear = a.mode === 'linear'
-    return e.emit('Resize', [x as string, '', '', e.constant('int64', [a.sizes.length], a.sizes)], {
-      axes: from.shape.map((_, i) => i).slice(2),
+    const sizes = e.sizes([...from.shape.slice(0, 2), ...a.sizes], [from])
+    return e.emit('Resize', [x as string, '', '', sizes], {
       mode: a.mode,
       coordinate_transformation_mode: linear ? (a.alignCorners ? 'align_corners' : 'half_pixel') : 'asymmetric',
       nearest_mode: 'floor',

@@ -76,6 +76,24 @@ const turning = (name: string, heads: number, interleaved: boolean, dtype: 'floa
   build: ({ x, at, cos, sin }) => op.rotary(x as Tensor, at as Tensor, { cos: cos as Tensor, sin: sin as Tensor }, { heads, interleaved }),
 })
 
+/** Attention of two heads from three positions to four keys; the last key of the second row is hidden. */
+const across = (name: string, dtype: 'float32' | 'float64', extra: Readonly<Record<string, CaseInput>> = {}): Case => ({
+  name: `cross-attention ${name}, ${dtype}`,
+  inputs: {
+    q: { shape: ['batch', 'pos', 8] },
+    k: { shape: ['batch', 4, 8] },
+    v: { shape: ['batch', 4, 6] },
+    mask: { shape: ['batch', 4], dtype: 'int32', draw: [1, 1, 1, 1, 1, 1, 0, 1] },
+    ...extra,
+  },
+  sizes,
+  dtype,
+  build: (x) => {
+    const { q, k, v, mask, bias } = x as Record<string, Tensor> & { q: Tensor; k: Tensor; v: Tensor }
+    return op.crossAttention({ q, k, v, ...(mask ? { mask } : {}), ...(bias ? { bias } : {}) }, { heads: 2 })
+  },
+})
+
 export const attentionCases: readonly Case[] = [
   causal('causal attention', 16, {}),
   causal('causal attention, written out', 8, {}, {}, 'float64'),
@@ -83,6 +101,8 @@ export const attentionCases: readonly Case[] = [
   causal('causal attention, interleaved pairs, window, soft-cap', 8, { interleaved: true, window: 2, softcap: 2 }, {}, 'float64'),
   causal('causal attention with a bias', 16, {}, { bias: { shape: [1, 2, 'pos', 'pos'] } }),
   ...(['float32', 'float64'] as const).flatMap((dtype) => [
+    across('with hidden keys', dtype),
+    across('with a bias', dtype, { bias: { shape: [1, 2, 'pos', 4] } }),
     turning(`rotary by halves, ${dtype}`, 2, false, dtype),
     turning(`rotary by neighbours, ${dtype}`, 2, true, dtype),
     turning(`rotary of a part of each head, ${dtype}`, 1, false, dtype),

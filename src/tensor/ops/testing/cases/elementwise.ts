@@ -28,6 +28,25 @@ const unary: readonly [string, (x: Tensor) => Tensor, Draw, 'float32'?][] = [
   ['silu', op.silu, 'any'],
   ['gelu (erf)', (x) => op.gelu(x), 'any', 'float32'],
   ['gelu (tanh)', (x) => op.gelu(x, 'tanh'), 'any', 'float32'],
+  ['gelu (tanh), written out', (x) => op.gelu(x, 'tanh'), 'any'],
+  ['leaky relu', (x) => op.leakyRelu(x, 0.1), 'apart', 'float32'],
+  ['leaky relu, written out', (x) => op.leakyRelu(x, 0.1), 'apart'],
+  ['elu', (x) => op.elu(x, 0.7), 'apart', 'float32'],
+  ['elu, written out', (x) => op.elu(x, 0.7), 'apart'],
+  ['selu', op.selu, 'apart', 'float32'],
+  ['selu, written out', op.selu, 'apart'],
+  ['softplus', op.softplus, 'any', 'float32'],
+  ['softplus, written out', op.softplus, 'apart'],
+  ['softsign', op.softsign, 'apart', 'float32'],
+  ['softsign, written out', op.softsign, 'apart'],
+  ['hard sigmoid', (x) => op.hardSigmoid(x, 0.9), [-2, -0.2, 0.3, 0.4, 2, 3], 'float32'],
+  ['hard sigmoid, written out', (x) => op.hardSigmoid(x, 0.9), [-2, -0.2, 0.3, 0.4, 2, 3]],
+  ['hard swish', op.hardSwish, [-4, -2, 0.3, 1, 2, 5]],
+  ['mish', op.mish, 'apart'],
+  ['log1p', op.log1p, 'positive'],
+  ['expm1', op.expm1, [-2, -0.4, 0.3, 0.7, 0.1, 1.2]],
+  ['clip', (x) => op.clip(x, -0.5, 0.6), 'apart'],
+  ['clip from below', (x) => op.clip(x, 0.25, Number.POSITIVE_INFINITY), 'apart'],
 ]
 
 const binary: readonly [string, (a: Tensor, b: Tensor) => Tensor, Draw][] = [
@@ -79,6 +98,33 @@ export const elementwiseCases: readonly Case[] = [
     sizes: { n: 2 },
     fixed: ['c'],
     build: ({ a, b, c }) => op.where(op.greater(c as Tensor, 0), op.mul(a as Tensor, a as Tensor), b as Tensor),
+  },
+  ...(['float32', 'float64'] as const).map(
+    (dtype): Case => ({
+      name: `prelu, ${dtype}`,
+      inputs: { x: { shape: ['n', 3, 2], draw: 'apart' }, slope: { shape: [3, 1] } },
+      sizes: { n: 2 },
+      dtype,
+      build: ({ x, slope }) => op.prelu(x as Tensor, slope as Tensor),
+    }),
+  ),
+  {
+    name: 'straight through',
+    inputs: { x: { shape: [4] }, y: { shape: [4] } },
+    // The forward value is linear in the tensor that gets the gradient, so here the estimate is the derivative.
+    build: ({ x, y }) =>
+      op.straightThrough(op.mul(op.stopGradient(y as Tensor), op.add(x as Tensor, 0)), op.mul(op.stopGradient(y as Tensor), x as Tensor)),
+    fixed: ['y'],
+  },
+  {
+    name: 'custom gradient',
+    inputs: { a: { shape: ['n', 2] }, b: { shape: ['n', 2] } },
+    sizes: { n: 3 },
+    build: ({ a, b }) =>
+      op.customGradient({
+        forward: (x, y) => op.mul(op.exp(x as Tensor), y as Tensor),
+        backward: (g, [x, y], out) => [op.mul(g, out), op.mul(g, op.exp(x as Tensor)), y].slice(0, 2),
+      })(a as Tensor, b as Tensor),
   },
   {
     name: 'cast there and back',

@@ -10,7 +10,8 @@ const shaped = (name: string, build: (x: Tensor) => Tensor, shape: readonly (num
   name,
   inputs: { x: { shape } },
   sizes,
-  build: ({ x }) => build(square(x as Tensor)),
+  // Squared before and after, so that the second derivative runs through the rule's own ops.
+  build: ({ x }) => square(build(square(x as Tensor))),
 })
 
 export const layoutCases: readonly Case[] = [
@@ -35,7 +36,20 @@ export const layoutCases: readonly Case[] = [
     sizes,
     build: ({ a, b, c }) => square(op.concat([a, b, c] as Tensor[], 0)),
   },
+  shaped('pad with zeros', (x) => op.pad(x, [1, 0, 2], [0, 1, 1])),
+  ...(['reflect', 'edge', 'wrap'] as const).map((mode) =>
+    shaped(`pad by ${mode}`, (x) => op.pad(x, [0, 1, 2], [0, 0, 3], mode), ['n', 2, 4]),
+  ),
+  shaped('tile', (x) => op.tile(x, [2, 1, 3])),
+  shaped('roll', (x) => op.roll(x, 3, -1)),
+  shaped('roll of a symbolic axis, backwards', (x) => op.roll(x, -2, 1)),
   shaped('split', (x) => op.concat(op.split(x, 2, [1, 3]).reverse(), 2)),
+  {
+    name: 'slot',
+    inputs: { x: { shape: [2, 3] }, added: { shape: [2, 3] } },
+    fixed: ['added'],
+    build: ({ x }) => square(op.slot(square(x as Tensor), 'added')),
+  },
   {
     name: 'expand',
     inputs: { x: { shape: [3, 1] }, like: { shape: ['n', 3, 'm'] } },
@@ -47,9 +61,45 @@ export const layoutCases: readonly Case[] = [
     name: 'slice to a length',
     inputs: { x: { shape: ['n', 4] }, k: { shape: [], dtype: 'int64', draw: [3] } },
     sizes,
-    build: ({ x, k }) => op.sliceTo(square(x as Tensor), 1, k as Tensor, 'k'),
+    build: ({ x, k }) => square(op.sliceTo(square(x as Tensor), 1, k as Tensor, 'k')),
   },
   { name: 'identity and cut', inputs: { x: { shape: [3] } }, build: ({ x }) => op.cut(op.identity(square(x as Tensor)), 0) },
+  ...[{}, { exclusive: true }, { reverse: true }, { exclusive: true, reverse: true }].map((options) =>
+    shaped(`cumprod ${Object.keys(options).join(', ')}`, (x) => op.cumprod(x, 1, options), [2, 5]),
+  ),
+  shaped('cumprod of a symbolic axis', (x) => op.cumprod(x, 1), [2, 'm']),
+  shaped('cumprod of a symbolic axis, exclusive, reverse', (x) => op.cumprod(x, 0, { exclusive: true, reverse: true }), ['m', 2]),
+  shaped('einsum of one tensor', (x) => op.einsum('abc->ca', x)),
+  {
+    name: 'scan carrying a state with a shared weight',
+    inputs: { h: { shape: ['n', 3] }, x: { shape: ['m', 'n', 3] }, w: { shape: [3, 3] } },
+    sizes,
+    build: ({ h, x, w }) => {
+      const { carry, each } = op.scan([h as Tensor], [x as Tensor], ([state], [item]) => {
+        const next = op.tanh(op.add(op.matmul(state as Tensor, w as Tensor), item as Tensor))
+        return { carry: [next], each: [op.mul(next, item as Tensor)] }
+      })
+      return op.add(carry[0] as Tensor, op.sum(each[0] as Tensor, [0]))
+    },
+  },
+  {
+    name: 'scan backwards with a whole number in the state',
+    inputs: { h: { shape: [2] }, k: { shape: [], dtype: 'int64', draw: [0] }, x: { shape: [4, 2] } },
+    build: ({ h, k, x }) => {
+      const { carry } = op.scan(
+        [h as Tensor, k as Tensor],
+        [x as Tensor],
+        ([state, count], [item]) => ({
+          carry: [
+            op.sin(op.mul(op.add(state as Tensor, item as Tensor), op.add(op.cast(count as Tensor, 'float64'), 1))),
+            op.add(count as Tensor, 1),
+          ],
+        }),
+        { reverse: true },
+      )
+      return carry[0] as Tensor
+    },
+  },
   {
     name: 'gather rows of a table',
     inputs: { x: { shape: [5, 2] }, i: { shape: ['n', 'm'], dtype: 'int64', draw: [0, 4, 4, -1, 2, 0] } },

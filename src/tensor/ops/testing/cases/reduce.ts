@@ -79,6 +79,36 @@ export const reduceCases: readonly Case[] = [
       ),
     ),
   ),
+  ...(
+    [
+      ['a product of batches', 'bij,bkj->bik', ['n', 'm', 2], ['n', 4, 2]],
+      ['an outer product', 'i,j->ji', ['n'], [3]],
+      ['values side by side', 'bi,b->bi', ['n', 3], ['n']],
+      ['axes that only one side has', 'ija,jk->k', ['n', 3, 2], [3, 4]],
+      ['further axes', '...i,ij->...j', ['n', 'm', 2], [2, 3]],
+      ['an implicit result', 'kj,ik', [2, 'm'], ['n', 2]],
+      ['a diagonal', 'iij,j->i', [3, 3, 2], [2]],
+    ] as const
+  ).map(
+    ([name, equation, a, b]): Case => ({
+      name: `einsum of ${name}`,
+      inputs: { a: { shape: a }, b: { shape: b } },
+      sizes,
+      build: (x) => op.einsum(equation, x.a as Tensor, x.b as Tensor),
+    }),
+  ),
+  {
+    name: 'einsum of three tensors',
+    inputs: { a: { shape: ['n', 2] }, b: { shape: [2, 3] }, c: { shape: [3, 'n'] } },
+    sizes,
+    build: ({ a, b, c }) => op.einsum('ij,jk,ki->', a as Tensor, b as Tensor, c as Tensor),
+  },
+  {
+    name: 'cross-entropy by gathered log-probabilities',
+    inputs: { x: { shape: ['n', 3] }, i: { shape: ['n', 1], dtype: 'int64', draw: [2, 0] } },
+    sizes,
+    build: ({ x, i }) => op.gatherElements(op.logSoftmax(x as Tensor), i as Tensor, 1),
+  },
   {
     name: 'rms norm',
     inputs: { x: { shape: ['n', 'm', 4] }, gain: { shape: [4] } },

@@ -1,0 +1,132 @@
+/** @file `actlens capture`: activations of a corpus, to disk. */
+
+import { InvalidArgumentError } from 'commander'
+import { UsageError } from '../../base/errors.ts'
+import { type CaptureDType, type CorpusInput, capture, type InvalidPolicy, type Packing } from '../../explore/index.ts'
+import type { Where } from '../../sites/index.ts'
+import { defineCommand, integer, modelArgument, type OptionRow } from '../command.ts'
+import { withModel } from '../model.ts'
+import { bytes, table } from '../table.ts'
+import { parseText, type TextOrIds } from '../texts.ts'
+import { splitPatterns } from './run.ts'
+
+interface Options {
+  readonly text?: readonly TextOrIds[]
+  readonly data?: string
+  readonly field?: string
+  readonly sites: readonly string[]
+  readonly out: string
+  readonly dtype?: CaptureDType
+  readonly maxTokens?: number
+  readonly where?: Where
+  readonly packing?: Packing
+  readonly context?: number
+  readonly batchTokens?: number
+  readonly shardTokens?: number
+  readonly invalid?: InvalidPolicy
+  readonly edits?: string
+  readonly resume?: boolean
+}
+
+const options: readonly OptionRow[] = [
+  { flags: '--text <text>', doc: 'a text, one document', parse: parseText, repeat: true, conflicts: ['data'] },
+  { flags: '--data <file>', doc: 'documents: a text a line, JSONL, or safetensors with input_ids', conflicts: ['text'] },
+  { flags: '--field <name>', doc: 'field of JSONL that holds the text (default: text)' },
+  {
+    flags: '--sites <sites>',
+    doc: "what to keep: sites, aliases, patterns ('resid_post.*'), separated by commas",
+    required: true,
+    repeat: true,
+  },
+  { flags: '--out <folder>', doc: 'folder for the shards and manifest.json', required: true },
+  {
+    flags: '--dtype <type>',
+    doc: 'element type on disk; int8 has a factor for each position (default: f32)',
+    choices: ['f32', 'f16', 'bf16', 'int8'],
+  },
+  { flags: '--max-tokens <n>', doc: 'positions to keep in all (default: the whole corpus)', parse: integer(1) },
+  { flags: '--where <json>', doc: `positions to keep, as in an edits file: '{"positions": -1}' (default: all)`, parse: clause },
+  { flags: '--packing <how>', doc: 'pad: a row for each document; pack: full rows (default: pad)', choices: ['pad', 'pack'] },
+  { flags: '--context <n>', doc: 'longest row in tokens; longer documents are cut (default: the context of the model)', parse: integer(1) },
+  { flags: '--batch-tokens <n>', doc: 'tokens in one forward pass (default: 1024)', parse: integer(1) },
+  { flags: '--shard-tokens <n>', doc: 'positions in a shard (default: what 64 MiB hold)', parse: integer(1) },
+  {
+    flags: '--invalid <how>',
+    doc: 'bytes that are no UTF-8, and NUL: refuse, or replace by U+FFFD (default: refuse)',
+    choices: ['refuse', 'replace'],
+  },
+  { flags: '--edits <file>', doc: 'edits file: a JSON array of { op, site, params, where }' },
+  { flags: '--resume', doc: 'go on with an interrupted capture in the same folder' },
+]
+
+export const command = defineCommand<{ model: string }, Options>({
+  name: 'capture',
+  summary: 'Runs a model over a corpus and keeps the activations of sites on disk: safetensors shards and a manifest.',
+  example: "capture embedded --data stories.jsonl --sites 'resid_post.*' --out activations --dtype f16 --max-tokens 100000",
+  arguments: [modelArgument],
+  options,
+  async run(context, args, options) {
+    const { sites: patterns, out, resume } = options
+    const sites = patterns.flatMap(splitPatterns)
+    const data = dataOf(options)
+    return withModel(context, args.model, options, async ({ model }) => {
+      const { io, onProgress } = context
+      const { dtype, maxTokens, where, packing, context: length, batchTokens, shardTokens } = options
+      const given = { dtype, maxTokens, where, packing, context: length, batchTokens, shardTokens, resume }
+      const { manifest, captured, unfired } = await capture(model, {
+        data,
+        sites,
+        out,
+        ...defined(given),
+        signal: io.signal,
+        onProgress,
+      })
+      for (const sentence of unfired) context.warn(sentence)
+      const { skipped, replaced } = manifest.data
+      if (skipped > 0) context.note(`${skipped} empty documents were skipped.`)
+      if (replaced > 0) context.warn(`In ${replaced} documents, characters that are none were replaced by U+FFFD.`)
+      const size = manifest.shards.reduce((sum, s) => sum + s.bytes, 0)
+      const { documents } = manifest.data
+      return {
+        json: {
+          model: manifest.model.id,
+          out,
+          tokens: manifest.tokens,
+          captured,
+          documents,
+          skipped,
+          replaced,
+          sites: manifest.sites,
+          shards: manifest.shards.map((s) => s.file),
+          bytes: size,
+          unfired,
+        },
+        text: `${table(
+          ['site', 'shape', 'dtype'],
+          manifest.sites.map((s) => [s.site, `[${[manifest.tokens, ...s.shape].join(', ')}]`, s.dtype]),
+        )}${manifest.tokens} positions of ${documents} documents in ${manifest.shards.length} shards, ${bytes(size)}, written to ${out}.\n`,
+      }
+    })
+  },
+})
+
+function dataOf({ text, data, field, invalid }: Options): CorpusInput {
+  if (data !== undefined) return { path: data, ...defined({ field, invalid }) }
+  if (field !== undefined || invalid !== undefined)
+    throw new UsageError(`--${field === undefined ? 'invalid' : 'field'} says how to read --data; give --data, too.`)
+  if (text === undefined) throw new UsageError('There is nothing to run on: give --text or --data.')
+  return text
+}
+
+function clause(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    throw new InvalidArgumentError(`It must be JSON, such as {"positions": -1}.`)
+  }
+}
+
+/** The options that were given. */
+function defined<T extends object>(options: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as ReturnType<typeof defined<T>>
+}

@@ -1,0 +1,69 @@
+/** @file Loading the model of a command, with the options that every command has. */
+import { FormatError, ModelError, UsageError } from '../base/errors.ts'
+import { type ModelSource, parseModelSource } from '../models/hub/index.ts'
+import { readEditsFile, withEditsFile } from '../run/edits-file.ts'
+import { load, type Model } from '../run/index.ts'
+import type { DataEdit } from '../sites/index.ts'
+import type { CommandContext, CommonOptions } from './command.ts'
+import { checkDevice } from './devices.ts'
+
+/** Precisions that models run in so far. */
+const precisions: readonly string[] = ['f32']
+
+/** Refuses what no model can honour yet, or this machine cannot; before anything is fetched or read. */
+export async function checkCommon(common: CommonOptions): Promise<void> {
+  if (common.precision !== undefined && !precisions.includes(common.precision))
+    throw new ModelError(
+      `The precision '${common.precision}' is not available: models run in ${precisions.join(', ')}; leave --precision out.`,
+    )
+  if (common.device !== undefined) await checkDevice(common.device)
+}
+
+/** What a user's MODEL means; a model that is not there is failed work, while a malformed name is wrong usage. */
+export function modelSource(text: string): ModelSource {
+  try {
+    return parseModelSource(text)
+  } catch (error) {
+    if (error instanceof UsageError && text.trim() !== '' && !text.startsWith('npm:'))
+      throw new FormatError(error.message, { cause: error })
+    throw error
+  }
+}
+
+/** Options of {@link withModel}. */
+export interface ModelOptions {
+  /** Path of an edits file. */
+  readonly edits?: string
+}
+
+/** A loaded model, and the edits that were put on it. */
+export interface EditedModel {
+  readonly model: Model
+  readonly edits: readonly DataEdit[]
+}
+
+/** Loads a model and its edits, does the work, and frees what was compiled. */
+export async function withModel<T>(
+  context: CommandContext,
+  name: string,
+  options: ModelOptions,
+  work: (loaded: EditedModel) => Promise<T>,
+): Promise<T> {
+  const { common, io, onProgress } = context
+  modelSource(name)
+  await checkCommon(common)
+  // Small and often wrong: read before the model, which is neither.
+  const edits = options.edits === undefined ? [] : await readEditsFile(options.edits)
+  const loaded = await load(name, {
+    signal: io.signal,
+    onProgress,
+    ...(common.threads === undefined ? {} : { threads: common.threads }),
+    ...(common.device === undefined ? {} : { device: common.device }),
+  })
+  try {
+    const model = options.edits === undefined ? loaded : withEditsFile(loaded, { path: options.edits, edits })
+    return await work({ model, edits })
+  } finally {
+    await loaded.dispose()
+  }
+}

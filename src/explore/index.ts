@@ -1,0 +1,36 @@
+/** @file Looking into a model: patching, attribution, lenses, attention patterns. */
+
+export {
+  type AttributeOptions,
+  type AttributionMethod,
+  type AttributionResult,
+  attribute,
+  type Completeness,
+  compareAttribution,
+} from './attribute.ts'
+export { type CaptureOptions, type CaptureProgress, type CaptureResult, capture } from './capture.ts'
+export type { CaptureDType } from './capture-encode.ts'
+export { activationsFormat, type CaptureManifest, type ShardRecord, type SiteRecord } from './capture-manifest.ts'
+export { type Cursor, type Packing, type PassPlan, type PassSettings, type PassWindow, passOver, planPass } from './capture-pass.ts'
+export {
+  type Corpus,
+  type CorpusFacts,
+  type CorpusFile,
+  type CorpusInput,
+  type CorpusPart,
+  type InvalidPolicy,
+  openCorpus,
+} from './corpus.ts'
+export {
+  type AblateOptions,
+  type Ablation,
+  ablate,
+  type PairOptions,
+  type PatchOptions,
+  patch,
+  type SweepOptions,
+  type SweepResult,
+} from './patch.ts'
+export type { Positions, SweepTable, TableAxis } from './patch-cells.ts'
+export { matchParameters } from './patch-graph.ts'
+export { type Metric, type MetricFunction, type MetricKind, metricKinds, type TokenOf } from './patch-metric.ts'

@@ -1,0 +1,243 @@
+/** @file What recorded names mean: for each tensor of a golden file what is computed, under which edits, and how it is compared. */
+import { ModelError, messageOf, SiteError, throwIfCancelled } from '../base/errors.ts'
+import type { NDArray } from '../base/types.ts'
+import type { WeightStore } from '../models/formats/index.ts'
+import { add, type Edit, zero } from '../sites/edits.ts'
+import { type Activation, type Batch, batchOfTensors } from './batch.ts'
+import type { Model } from './model.ts'
+import { compareLast, compareSite, compareTokens, type Difference, differenceOf, negativeLogLikelihoods } from './validate-compare.ts'
+
+/** Prompts of a golden file; a file has one without a prefix, or several such as `chat.`. */
+export interface Group {
+  readonly prefix: string
+  readonly tensors: { readonly input_ids: NDArray; readonly attention_mask?: NDArray; readonly position_ids?: NDArray }
+  readonly batch: Batch
+}
+
+export interface Golden {
+  readonly store: WeightStore
+  readonly facts: GoldenFacts
+  readonly groups: readonly Group[]
+}
+
+/** What we read of `golden.json`. */
+export interface GoldenFacts {
+  /** Where and how strongly the steered values were steered; without it the vector was added as it is at resid_post.1. */
+  readonly steering?: { readonly site: string; readonly scales: readonly number[] }
+}
+
+/** Why a tensor cannot be checked. */
+export class NotChecked extends Error {}
+
+/** What is computed for a tensor, from a run or a generation under some edits. */
+export interface Job {
+  readonly name: string
+  readonly shape: readonly number[]
+  readonly group: Group
+  /** Name of the edits, by which runs are shared: '' for none. */
+  readonly variant: string
+  readonly edits: readonly Edit[]
+  /** What the shared run must read. */
+  readonly sites: readonly string[]
+  /** What the shared gradient must be taken at. */
+  readonly gradient?: GradientTarget
+  readonly compare: (golden: Float32Array, place: Place) => Promise<Difference> | Difference
+}
+
+/** What a job may compare with. */
+export interface Place {
+  /** The model with the edits of the job. */
+  readonly model: Model
+  readonly group: Group
+  /** Values of one run, by canonical site. */
+  readonly values: Readonly<Record<string, Activation>>
+  /** The gradient at a target; refuses where there is none. */
+  readonly gradient: (target: GradientTarget) => Activation | NDArray
+  readonly signal: AbortSignal | undefined
+}
+
+/** What a recipe says of a job. */
+type Computed = Pick<Job, 'sites' | 'gradient' | 'compare'>
+
+type Recipe = (context: { shape: readonly number[]; group: Group; model: Model; match: RegExpExecArray }) => Computed
+
+/** What recorded names mean; the first pattern that fits counts. */
+const recipes: readonly (readonly [RegExp, Recipe])[] = [
+  [/^grad\.param\.(.+)$/, ({ shape, match }) => parameterGradient(match[1] as string, shape)],
+  [/^grad\.(.+)$/, ({ shape, model, match }) => siteGradient(model, match[1] as string, shape)],
+  [/^(decoder_input_ids|pixel_values)$/, () => refuse('is an input of another kind of model')],
+  [/^greedy$/, ({ shape, group }) => greedy(shape, group)],
+  [
+    /^loss$/,
+    () => ({
+      sites: ['logits'],
+      compare: (golden, { values, group }) => differenceOf([lossOf(values.logits as Activation, group)], golden),
+    }),
+  ],
+  [/^nll$/, () => ({ sites: [], compare: likelihoods })],
+  [/^(.+)\.last(\d*)$/, ({ shape, model, match }) => lastPositions(model, match[1] as string, Number(match[2] || 0), shape)],
+  [/^.+$/, ({ shape, model, match }) => wholeSite(model, match[0], shape)],
+]
+
+/** What edits the names of variants mean. */
+const variants: readonly (readonly [RegExp, (golden: Golden, group: Group, match: RegExpExecArray) => Promise<Edit[]>])[] = [
+  [/^steered(\d*)\.(.+)$/, (golden, group, match) => steering(golden, group, match[1] as string)],
+  [/^(ablated)\.(.+)$/, async () => [zero('mlp_out.0')]],
+]
+
+/** The sentence for what cannot be checked; anything else that was thrown goes on. */
+export function reasonOf(error: unknown): string {
+  // The list of all sites belongs to a message of its own, not into every line.
+  if (error instanceof NotChecked || error instanceof SiteError) return messageOf(error).replace(/ Sites are .*$/s, '')
+  throw error
+}
+
+function refuse(reason: string): never {
+  throw new NotChecked(reason)
+}
+
+/** What a recorded tensor asks for; throws {@link NotChecked}, or the error of a site that the model lacks. */
+export async function jobOf(model: Model, golden: Golden, name: string, shape: readonly number[]): Promise<Job> {
+  const group = golden.groups.find((g) => name.startsWith(g.prefix)) ?? refuse('there are no input_ids for it')
+  let rest = name.slice(group.prefix.length)
+  let variant = ''
+  let edits: readonly Edit[] = []
+  for (const [pattern, editsOf] of variants) {
+    const match = pattern.exec(rest)
+    if (!match) continue
+    rest = match[2] as string
+    variant = name.slice(group.prefix.length, name.length - rest.length)
+    edits = await editsOf(golden, group, match)
+  }
+  // An edit at a site that the model lacks is told like a tensor at such a site.
+  for (const edit of edits) model.resolve(edit.site)
+  const [pattern, recipe] = recipes.find(([p]) => p.test(rest)) as (typeof recipes)[number]
+  return { name, shape, group, variant, edits, ...recipe({ shape, group, model, match: pattern.exec(rest) as RegExpExecArray }) }
+}
+
+async function steering({ store, facts }: Golden, group: Group, strength: string): Promise<Edit[]> {
+  const name = [`${group.prefix}steer.vector`, 'steer.vector'].find((n) => store.has(n)) ?? refuse('there is no steer.vector')
+  const vector = await store.readFloat32(name)
+  if (!facts.steering) return strength === '' ? [add('resid_post.1', vector)] : refuse('golden.json does not say how it was steered')
+  const { site, scales } = facts.steering
+  const scale = strength === '' ? scales[0] : scales.find((s) => String(s) === strength)
+  if (scale === undefined) refuse(`golden.json names no strength ${strength}`)
+  return [add(site, vector, { scale: (scale as number) / Math.sqrt(vector.reduce((sum, v) => sum + v * v, 0)) })]
+}
+
+function wholeSite(model: Model, name: string, shape: readonly number[]): Computed {
+  const { site } = oneSite(model, name)
+  return {
+    sites: [site],
+    compare(golden, { values, group }) {
+      const value = values[site] as Activation
+      if (value.shape.join() !== shape.join())
+        return { error: Number.NaN, tolerance: 0, note: `ours has the shape [${value.shape.join(', ')}]` }
+      return compareSite(value, golden, group.batch)
+    },
+  }
+}
+
+function oneSite(model: Model, name: string) {
+  if (/[*{]/.test(name)) refuse('its name is a pattern')
+  return model.site(name)
+}
+
+function lastPositions(model: Model, name: string, count: number, shape: readonly number[]): Computed {
+  const { site, row } = oneSite(model, name)
+  if (row.axes[1] !== 'pos') refuse(`the site '${site}' has no positions to take the last of`)
+  // `logits.last` is [batch, …], `resid_post.3.last4` [batch, 4, …].
+  if (count > 0 && shape[1] !== count) refuse(`its shape [${shape.join(', ')}] does not hold ${count} positions`)
+  return { sites: [site], compare: (golden, { values }) => compareLast(values[site] as Activation, golden, Math.max(count, 1)) }
+}
+
+function greedy(shape: readonly number[], { batch }: Group): Computed {
+  const [count, length] = shape
+  if (count === undefined || length === undefined || shape.length !== 2 || count > batch.rows.length) refuse('it is not [batch, tokens]')
+  const rows = batch.rows.slice(0, count)
+  if (rows.some((row, b) => row.some((_, i) => (batch.positions?.[b]?.[i] ?? i) !== i)))
+    refuse('its positions do not count from 0, as those of a generation do')
+  return {
+    sites: [],
+    async compare(golden, { model, signal }) {
+      const generation = model.generate({ rows }, { maxNewTokens: length as number, ignoreEos: true, ...(signal ? { signal } : {}) })
+      const results = await generation.results()
+      throwIfCancelled(signal)
+      return compareTokens(
+        results.map((r) => r.tokens),
+        golden,
+        length as number,
+      )
+    },
+  }
+}
+
+/** Mean next-token cross-entropy over the first row. */
+function lossOf(logits: Activation, { batch }: Group): number {
+  const nll = negativeLogLikelihoods(logits.row(0), batch.rows[0] as readonly number[])
+  return nll.reduce((sum, v) => sum + v, 0) / nll.length
+}
+
+/** Negative log-likelihood of every token but the first, of ids that may be one list to be cut into windows, [window, pos − 1]. */
+async function likelihoods(golden: Float32Array, { model, group, signal }: Place): Promise<Difference> {
+  const ids = group.batch.rows.flat()
+  const windows = ids.length - golden.length
+  const width = ids.length / windows
+  if (!Number.isInteger(width) || width > model.contextLength)
+    throw new ModelError(
+      `${ids.length} tokens with ${golden.length} likelihoods do not fit windows of at most ${model.contextLength} tokens.`,
+    )
+  const ours: number[] = []
+  // One window after the other: the logits of all would not fit.
+  for (let w = 0; w < windows; w++) {
+    throwIfCancelled(signal)
+    const row = ids.slice(w * width, (w + 1) * width)
+    ours.push(...negativeLogLikelihoods((await model.run({ ids: row })).logits.row(0), row))
+  }
+  return differenceOf(ours, golden)
+}
+
+/** A gradient that a tensor asks for: at a site, or of a parameter. */
+export interface GradientTarget {
+  readonly kind: 'site' | 'parameter'
+  /** Canonical site, or the checkpoint's name. */
+  readonly name: string
+}
+
+/** The first row of a group alone: what recorded losses, and so their gradients, look at. */
+export function firstRow({ prefix, tensors, batch }: Group): Group {
+  const row = (array: NDArray): NDArray => ({ ...array, shape: [1, batch.width], data: array.data.slice(0, batch.width) })
+  const own = Object.fromEntries(Object.entries(tensors).map(([name, array]) => [name, row(array)])) as unknown as Group['tensors']
+  return { prefix, tensors: own, batch: batchOfTensors(own) }
+}
+
+function siteGradient(model: Model, name: string, shape: readonly number[]): Computed {
+  const { site } = oneSite(model, name)
+  const gradient: GradientTarget = { kind: 'site', name: site }
+  return {
+    sites: [],
+    gradient,
+    compare(golden, place) {
+      const ours = place.gradient(gradient) as Activation
+      if (ours.shape.slice(1).join() !== shape.slice(1).join()) return wrongShape(ours.shape)
+      // The other rows are zero, since the loss does not look at them.
+      return compareSite(ours, golden.subarray(0, ours.data.length), firstRow(place.group).batch, 'gradient')
+    },
+  }
+}
+
+function parameterGradient(name: string, shape: readonly number[]): Computed {
+  const gradient: GradientTarget = { kind: 'parameter', name }
+  return {
+    sites: [],
+    gradient,
+    compare(golden, place) {
+      const ours = place.gradient(gradient)
+      return ours.shape.join() === shape.join() ? differenceOf(ours.data as Float32Array, golden, 'gradient') : wrongShape(ours.shape)
+    },
+  }
+}
+
+function wrongShape(shape: readonly number[]): Difference {
+  return { error: Number.NaN, tolerance: 0, note: `ours has the shape [${shape.join(', ')}]` }
+}

@@ -1,0 +1,188 @@
+/** @file The routes. */
+import { Hono } from 'hono'
+import { bodyLimit } from 'hono/body-limit'
+import { bytesOfModel, displayName, listModels, parseModelSource } from '../models/hub/index.ts'
+import type { Model } from '../run/model.ts'
+import { bodyOf, errorAnswer, lines, statusOf } from './answers.ts'
+import { asset } from './assets.ts'
+import { writeStories } from './generate.ts'
+import { writeGrid } from './grid.ts'
+import { siteAnswer, tokensAnswer, valuesAnswer } from './look.ts'
+import type {
+  EditsAnswer,
+  GenerateLine,
+  GridLine,
+  HealthAnswer,
+  ModelAnswer,
+  ModelLine,
+  ModelsAnswer,
+  SiteKind,
+  VectorAnswer,
+} from './protocol.ts'
+import type { Registry } from './registry.ts'
+import { type Guard, guarded } from './security.ts'
+
+/** What the routes work with. */
+export interface AppParts {
+  readonly registry: Registry
+  /** The model that requests mean which name none. */
+  readonly model: string
+  readonly guard: Guard
+  readonly studio: string
+  readonly instance: string
+}
+
+/** Bytes that a request may send. */
+const largestBody = 16 * 1024 * 1024
+
+/** The application: the page, and the API under `/api`. */
+export function createApp({ registry, model: first, guard, studio, instance }: AppParts): Hono {
+  const app = new Hono()
+  app.use(guarded(guard))
+  app.use(
+    '/api/*',
+    bodyLimit({
+      maxSize: largestBody,
+      onError: (c) =>
+        c.json({ error: { name: 'UsageError', message: `A request may hold at most ${largestBody / 2 ** 20} MiB; send less.` } }, 413),
+    }),
+  )
+  app.onError((error, c) => c.json(errorAnswer(error), statusOf(error) as 500))
+
+  app.get('/api/health', (c) => c.json({ ok: true, instance, model: first, loaded: registry.loaded } satisfies HealthAnswer))
+
+  app.get('/api/models', async (c) => {
+    const models = (await listModels()).map((m) => ({ id: m.id, bytes: bytesOfModel(m), fetchedAt: m.fetchedAt }))
+    return c.json({ models, loaded: registry.loaded } satisfies ModelsAnswer)
+  })
+
+  const loading = (c: Parameters<typeof lines>[0], id: string) =>
+    lines<ModelLine>(c, async (send, signal) => {
+      const onProgress = latest((p: Parameters<typeof send>[0]) => send(p))
+      const held = await registry.get(id, { signal, onProgress: (p) => onProgress({ type: 'progress', ...p }) })
+      send({ type: 'model', model: modelAnswer(id, held.model) })
+    })
+  app.get('/api/model', (c) => loading(c, first))
+  app.post('/api/model', async (c) => loading(c, (await bodyOf(c, 'model')).model))
+
+  app.post('/api/tokens', async (c) => {
+    const body = await bodyOf(c, 'tokens')
+    const { signal } = c.req.raw
+    return c.json(await registry.use(body.model ?? first, { signal }, (held) => tokensAnswer(held, body, signal)))
+  })
+
+  app.post('/api/site', async (c) => {
+    const body = await bodyOf(c, 'site')
+    const { signal } = c.req.raw
+    return c.json(await registry.use(body.model ?? first, { signal }, (held) => siteAnswer(held, body, signal)))
+  })
+
+  app.post('/api/values', async (c) => {
+    const body = await bodyOf(c, 'values')
+    const { signal } = c.req.raw
+    const bytes = await registry.use(body.model ?? first, { signal }, (held) => valuesAnswer(held, body, signal))
+    return c.body(bytes, 200, { 'content-type': 'application/octet-stream', 'cache-control': 'no-store' })
+  })
+
+  app.post('/api/vector', async (c) => {
+    const body = await bodyOf(c, 'vector')
+    const answer = await registry.use(body.model ?? first, { signal: c.req.raw.signal }, async (held): Promise<VectorAnswer> => {
+      const { site, vector, all } = await held.vectors.make(body.vector, held.queue)
+      const length = (v: Float32Array) => Math.sqrt(v.reduce((sum, x) => sum + x * x, 0))
+      return { site, width: vector.length, norm: length(vector), norms: Object.fromEntries([...all].map(([s, v]) => [s, length(v)])) }
+    })
+    return c.json(answer)
+  })
+
+  app.post('/api/edits', async (c) => {
+    const body = await bodyOf(c, 'edits')
+    const answer = await registry.use(body.model ?? first, { signal: c.req.raw.signal }, async (held): Promise<EditsAnswer> => {
+      const edits = await held.vectors.resolve(body.edits, held.queue)
+      // The model refuses what does not fit, before anything is written into a file.
+      held.model.plain.with(edits as unknown as Parameters<Model['with']>[0])
+      return { edits: edits.map((e) => ({ ...e, ...(e.params ? { params: plainNumbers(e.params) } : {}) })) }
+    })
+    return c.json(answer)
+  })
+
+  app.post('/api/grid', async (c) => {
+    const body = await bodyOf(c, 'grid')
+    return lines<GridLine>(c, (send, signal) =>
+      registry.use(body.model ?? first, { signal }, (held) => writeGrid(held, body, send, signal)),
+    )
+  })
+
+  app.post('/api/generate', async (c) => {
+    const body = await bodyOf(c, 'generate')
+    return lines<GenerateLine>(c, (send, signal) =>
+      registry.use(body.model ?? first, { signal }, (held) => writeStories(held, body, send, signal)),
+    )
+  })
+
+  app.all('/api/*', (c) =>
+    c.json({ error: { name: 'UsageError', message: `There is no ${c.req.method} ${c.req.path} in this API.` } }, 404),
+  )
+  app.get('*', (c) => asset(c, studio))
+  return app
+}
+
+/** Passes on at most twenty values a second; a first one at once. */
+function latest<T>(pass: (value: T) => void): (value: T) => void {
+  let at = Number.NEGATIVE_INFINITY
+  return (value) => {
+    if (performance.now() - at < 50) return
+    at = performance.now()
+    pass(value)
+  }
+}
+
+/** Typed arrays as the nested lists that an edits file holds. */
+function plainNumbers(params: Readonly<Record<string, unknown>>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(params).map(([k, v]) => [k, v instanceof Float32Array ? Array.from(v) : v]))
+}
+
+function modelAnswer(id: string, model: Model): ModelAnswer {
+  const { spec } = model
+  const kinds = new Map<string, SiteKind>()
+  for (const info of model.sites()) {
+    const { row } = info
+    if (kinds.has(row.name)) continue
+    const aliases = [...row.transformerLens, ...row.huggingFace(spec.modules)]
+    const shape = model.shapeOf(info)
+    kinds.set(row.name, {
+      name: row.name,
+      per: row.per,
+      axes: row.axes,
+      shape,
+      meaning: row.meaning,
+      aliases,
+      ...(info.absent ? { absent: info.absent } : {}),
+    })
+  }
+  return {
+    id,
+    name: nameOf(id),
+    family: spec.family,
+    layers: spec.layers,
+    dModel: spec.dModel,
+    heads: spec.heads,
+    kvHeads: spec.kvHeads,
+    headDim: spec.headDim,
+    dMlp: spec.dMlp,
+    vocab: spec.vocab,
+    contextLength: model.contextLength,
+    precision: model.precision,
+    hasTokenizer: model.hasTokenizer,
+    checks: model.origin.checks,
+    sites: [...kinds.values()],
+  }
+}
+
+function nameOf(id: string): string {
+  try {
+    return displayName(parseModelSource(id))
+  } catch {
+    // A name that is no source belongs to a loader of its own.
+    return id
+  }
+}

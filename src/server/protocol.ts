@@ -1,0 +1,235 @@
+/** @file What the page and the server say to each other: one schema for each request body, one type for each answer. */
+import { z } from 'zod'
+import type { AxisName } from '../sites/index.ts'
+
+const text = z.string().max(200_000)
+const ids = z.array(z.int().nonnegative()).min(1).max(100_000)
+const name = z.string().min(1).max(500)
+const examples = z.array(text.min(1)).min(1).max(2_000)
+
+/** A direction by how it is made, so that a link can carry it and a restarted server can make it again. */
+export const vectorRecipe = z.union([
+  z.strictObject({
+    /** Mean of the positive side less that of the negative one, at a site. */
+    difference: z.strictObject({ positive: examples, negative: examples, site: name, position: z.enum(['last', 'mean']).optional() }),
+  }),
+  z.strictObject({
+    /** The activation of one position of a text. */
+    activation: z.strictObject({ text: text.optional(), ids: ids.optional(), site: name, position: z.int() }),
+  }),
+])
+
+/** An edit as in an edits file, where a parameter may also be a {@link vectorRecipe}; its details are checked by the library, whose sentences are better. */
+export const edit = z.looseObject({ op: z.string(), site: z.string(), params: z.record(z.string(), z.unknown()).optional() })
+
+const onModel = { model: name.optional() }
+const edits = z.array(edit).max(64).default([])
+
+/** A text or its token ids, and the edits under which it is looked at. */
+const looked = {
+  ...onModel,
+  text: text.optional(),
+  ids: ids.optional(),
+  /** Tokens that count as prompt for edits with a `phase`; all of them by default. */
+  promptLength: z.int().positive().optional(),
+  edits,
+}
+
+/** Bodies of requests, by route. */
+export const bodies = {
+  model: z.strictObject({ model: name }),
+  tokens: z.strictObject({ ...looked, surprise: z.boolean().default(false) }),
+  grid: z.strictObject({
+    ...looked,
+    what: z.enum(['norm', 'lens', 'cosine']),
+    /** Name of a site of every layer: `resid_post`. */
+    site: name.default('resid_post'),
+    vector: vectorRecipe.optional(),
+    top: z.int().min(1).max(20).default(5),
+  }),
+  site: z.strictObject({
+    ...looked,
+    site: name,
+    position: z.int(),
+    top: z.int().min(1).max(50).default(12),
+    vector: vectorRecipe.optional(),
+  }),
+  values: z.strictObject({ ...looked, site: name, positions: z.strictObject({ from: z.int(), to: z.int() }).optional() }),
+  vector: z.strictObject({ ...onModel, vector: vectorRecipe }),
+  edits: z.strictObject({ ...onModel, edits }),
+  generate: z.strictObject({
+    ...onModel,
+    text: text.optional(),
+    ids: ids.optional(),
+    edits,
+    maxNewTokens: z.int().min(1).max(100_000).default(80),
+    temperature: z.number().min(0).max(100).default(0),
+    topP: z.number().positive().max(1).optional(),
+    topK: z.int().positive().optional(),
+    seed: z.int().default(0),
+  }),
+} as const
+
+/** Name of a route with a body. */
+export type RouteName = keyof typeof bodies
+/** What a client sends to a route. */
+export type RequestOf<R extends RouteName> = z.input<(typeof bodies)[R]>
+/** What a route works with, defaults filled in. */
+export type BodyOf<R extends RouteName> = z.output<(typeof bodies)[R]>
+/** A direction by how it is made. */
+export type VectorRecipe = z.output<typeof vectorRecipe>
+/** An edit that may name its vectors by recipe. */
+export type EditData = z.output<typeof edit>
+
+/** What every failure looks like: the library's own sentence. */
+export interface ErrorAnswer {
+  readonly error: { readonly name: string; readonly message: string }
+}
+
+/** `GET /api/health` */
+export interface HealthAnswer {
+  readonly ok: true
+  /** Changes when the server is started anew. */
+  readonly instance: string
+  /** The model that the server was started with. */
+  readonly model: string
+  readonly loaded: readonly string[]
+}
+
+/** One kind of site of a model. */
+export interface SiteKind {
+  readonly name: string
+  readonly per: 'layer' | 'model'
+  readonly axes: readonly AxisName[]
+  /** Sizes; names stand for those known only at run time. */
+  readonly shape: readonly (number | AxisName)[]
+  readonly meaning: string
+  /** Names elsewhere, with `{L}` for the layer. */
+  readonly aliases: readonly string[]
+  readonly absent?: string
+}
+
+/** The model, as `model` lines of `GET` and `POST /api/model` give it. */
+export interface ModelAnswer {
+  readonly id: string
+  readonly name: string
+  readonly family: string
+  readonly layers: number
+  readonly dModel: number
+  readonly heads: number
+  readonly kvHeads: number
+  readonly headDim: number
+  readonly dMlp: number
+  readonly vocab: number
+  readonly contextLength: number
+  readonly precision: string
+  readonly hasTokenizer: boolean
+  readonly checks: readonly string[]
+  readonly sites: readonly SiteKind[]
+}
+
+/** Lines of `GET` and `POST /api/model`. */
+export type ModelLine =
+  | { readonly type: 'progress'; readonly task: string; readonly done: number; readonly total?: number; readonly unit: string }
+  | { readonly type: 'model'; readonly model: ModelAnswer }
+  | ({ readonly type: 'error' } & ErrorAnswer)
+
+/** `GET /api/models` */
+export interface ModelsAnswer {
+  readonly models: readonly { readonly id: string; readonly bytes: number; readonly fetchedAt: string }[]
+  readonly loaded: readonly string[]
+}
+
+/** `POST /api/tokens` */
+export interface TokensAnswer {
+  readonly ids: readonly number[]
+  readonly pieces: readonly string[]
+  /** [start, end) of each token in the text; absent for ids. */
+  readonly offsets?: readonly (readonly [number, number])[]
+  /** −log₂ of the probability that the model gave to each token, in bits; null for the first. */
+  readonly surprise?: readonly (number | null)[]
+}
+
+/** A token that the lens reads out. */
+export interface TopToken {
+  readonly id: number
+  readonly piece: string
+  readonly p: number
+}
+
+/** Lines of `POST /api/grid`: a head, a row for each layer as it is ready, an end. */
+export type GridLine =
+  | { readonly type: 'head'; readonly sites: readonly string[]; readonly ids: readonly number[]; readonly pieces: readonly string[] }
+  | {
+      readonly type: 'row'
+      readonly layer: number
+      readonly site: string
+      readonly values: readonly number[]
+      readonly top?: readonly (readonly TopToken[])[]
+    }
+  | { readonly type: 'end'; readonly ms: number; readonly unfired: readonly string[] }
+  | ({ readonly type: 'error' } & ErrorAnswer)
+
+/** `POST /api/site`: one position of one site. */
+export interface SiteAnswer {
+  readonly site: string
+  readonly layer?: number
+  readonly meaning: string
+  readonly axes: readonly AxisName[]
+  /** Sizes on this text. */
+  readonly shape: readonly number[]
+  readonly aliases: readonly string[]
+  readonly position: number
+  readonly piece: string
+  /** Over the coordinates at this position. */
+  readonly stats: {
+    readonly count: number
+    readonly norm: number
+    readonly mean: number
+    readonly std: number
+    readonly min: number
+    readonly max: number
+  }
+  readonly histogram: readonly { readonly from: number; readonly to: number; readonly count: number }[]
+  /** Largest coordinates by magnitude; `index` has one number for each axis after `pos`. */
+  readonly top: readonly { readonly index: readonly number[]; readonly value: number }[]
+  /** What the final norm and the unembedding make of the vector, for sites as wide as the residual stream. */
+  readonly lens?: readonly TopToken[]
+  /** Cosine to the vector that was sent along. */
+  readonly cosine?: number
+  readonly unfired: readonly string[]
+}
+
+/** `POST /api/vector` */
+export interface VectorAnswer {
+  readonly site: string
+  readonly width: number
+  readonly norm: number
+  /** Its length at each layer of the same kind of site, for differences. */
+  readonly norms: Readonly<Record<string, number>>
+}
+
+/** `POST /api/edits`: recipes written out as numbers, as an edits file holds them. */
+export interface EditsAnswer {
+  readonly edits: readonly EditData[]
+}
+
+/** One token of one side. */
+export interface WrittenToken {
+  /** 0: plain; 1: under the edits. */
+  readonly row: number
+  readonly id: number
+  readonly text: string
+  readonly p: number
+}
+
+/** Lines of `POST /api/generate`. */
+export type GenerateLine =
+  | { readonly type: 'start'; readonly ids: readonly number[]; readonly pieces: readonly string[]; readonly rows: number }
+  | ({ readonly type: 'token' } & WrittenToken)
+  | {
+      readonly type: 'end'
+      readonly rows: readonly { readonly finishReason: string; readonly tokensPerSecond: number; readonly unfired: readonly string[] }[]
+      readonly ms: number
+    }
+  | ({ readonly type: 'error' } & ErrorAnswer)

@@ -1,0 +1,25 @@
+/** @file Steering vectors: extraction, algebra, application, files. */
+export { type CaaOptions, type ChoiceQuestion, caa, choiceExamples } from './caa.ts'
+export { decodeEasySteer, type EasySteerWriteOptions, encodeEasySteer } from './easysteer-vector.ts'
+export type { ContrastExamples, Example } from './examples.ts'
+export type { Contrast, Extract, ExtractOptions, Fit, MethodFacts } from './extract.ts'
+export { fitMeans, fitSites } from './extract.ts'
+export { type LoadVectorOptions, loadVector, type SaveVectorOptions, saveVector, type VectorFormat, vectorFormats } from './files.ts'
+export { encodeGgufVector, type GgufProducer, type GgufReadOptions, type GgufWriteOptions, ggufProducers } from './gguf-vector.ts'
+export { type LatOptions, lat } from './lat.ts'
+export { type LdaOptions, lda } from './lda.ts'
+export { type LogisticOptions, logistic } from './logistic.ts'
+export { meanDifference } from './mean-difference.ts'
+export {
+  type ExtractVectorOptions,
+  extractVector,
+  type SteeringMethod,
+  type SteeringMethodName,
+  steeringMethod,
+  steeringMethods,
+} from './methods.ts'
+export { decodeNeuronpedia, encodeNeuronpedia, type NeuronpediaWriteOptions } from './neuronpedia-vector.ts'
+export { pcaCentred, pcaDifference } from './pca.ts'
+export { canonicalJson, type FitFacts, type Position, type RecordedModel, type VectorRecord } from './record.ts'
+export type { Rows } from './rows.ts'
+export { type CheckOptions, SteeringVector, type SteerOptions, steer } from './vector.ts'

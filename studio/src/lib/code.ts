@@ -1,0 +1,149 @@
+/** @file "Copy as code": the library call and the command line that give what a view shows. */
+import type { EditData, VectorRecipe } from '../../../src/server/protocol.ts'
+import type { GridKind } from './view.ts'
+
+/** Code for a view. */
+export interface Code {
+  readonly library: string
+  readonly command: string
+}
+
+interface Subject {
+  readonly model: string
+  readonly text: string
+  readonly edits: readonly EditData[]
+}
+
+const quoted = (text: string) => `'${text.replaceAll('\\', '\\\\').replaceAll("'", "\\'").replaceAll('\n', '\\n')}'`
+const shell = (text: string) => (/^[\w./:@,=+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`)
+const modelName = (model: string) => (model === '' ? 'embedded' : model)
+
+/** A program under construction: imports, and a name for each vector. */
+class Script {
+  readonly imports = new Set(['load'])
+  readonly lines: string[] = []
+  readonly #vectors = new Map<string, string>()
+
+  constructor(model: string) {
+    this.lines.push(`const model = await load(${quoted(modelName(model))})`)
+  }
+
+  /** The name of the variable that holds the vector of a recipe. */
+  vector(recipe: VectorRecipe): string {
+    const key = JSON.stringify(recipe)
+    const known = this.#vectors.get(key)
+    if (known) return known
+    const name = this.#vectors.size === 0 ? 'direction' : `direction${this.#vectors.size + 1}`
+    this.#vectors.set(key, name)
+    if ('difference' in recipe) {
+      const { positive, negative, site, position = 'mean' } = recipe.difference
+      this.imports.add('meanDifference')
+      const texts = (list: readonly string[]) => `[\n${list.map((t) => `    ${quoted(t)},\n`).join('')}  ]`
+      this.lines.push(
+        `const made${name === 'direction' ? '' : this.#vectors.size} = await meanDifference(model, {\n  positive: ${texts(positive)},\n  negative: ${texts(negative)},\n  site: ${quoted(site)},\n  position: ${quoted(position)},${position === 'mean' ? '\n  excludeBos: true,' : ''}\n})`,
+        `const ${name} = made${name === 'direction' ? '' : this.#vectors.size}.at(${quoted(site)})`,
+      )
+    } else {
+      const { text, ids, site, position } = recipe.activation
+      const input = text !== undefined ? quoted(text) : `{ ids: [${ids?.join(', ')}] }`
+      this.lines.push(`const ${name} = (await model.run(${input}, { taps: [${quoted(site)}] })).taps[${quoted(site)}].at(0, ${position})`)
+    }
+    return name
+  }
+
+  /** The name of the model under the edits. */
+  edited(edits: readonly EditData[]): string {
+    if (edits.length === 0) return 'model'
+    const items = edits.map((e) => `  ${this.#value(e)},\n`)
+    this.lines.push(`const edited = model.with(\n${items.join('')})`)
+    return 'edited'
+  }
+
+  #value(value: unknown): string {
+    if (isRecipe(value)) return this.vector(value)
+    if (Array.isArray(value)) return `[${value.map((v) => this.#value(v)).join(', ')}]`
+    if (typeof value === 'object' && value !== null)
+      return `{ ${Object.entries(value)
+        .map(([k, v]) => `${/^[a-z_]\w*$/i.test(k) ? k : quoted(k)}: ${this.#value(v)}`)
+        .join(', ')} }`
+    return typeof value === 'string' ? quoted(value) : String(value)
+  }
+
+  toString(): string {
+    return [`import { ${[...this.imports].sort().join(', ')} } from 'actlens'`, '', ...this.lines].join('\n')
+  }
+}
+
+function isRecipe(value: unknown): value is VectorRecipe {
+  return typeof value === 'object' && value !== null && ('difference' in value || 'activation' in value)
+}
+
+const editsOption = (edits: readonly EditData[]) => (edits.length > 0 ? ' --edits edits.json' : '')
+const editsNote = (edits: readonly EditData[]) => (edits.length > 0 ? '# edits.json: "Save as edits.json" under "Edits in force"\n' : '')
+
+/** Code that writes the story. */
+export function storyCode(subject: Subject, options: { maxNewTokens: number; temperature: number; seed: number }): Code {
+  const script = new Script(subject.model)
+  const model = script.edited(subject.edits)
+  const sampling = options.temperature > 0 ? `, temperature: ${options.temperature}, seed: ${options.seed}` : ''
+  script.lines.push(
+    `for await (const piece of ${model}.generate(${quoted(subject.text)}, { maxNewTokens: ${options.maxNewTokens}${sampling} }))`,
+    '  process.stdout.write(piece)',
+  )
+  const flags = options.temperature > 0 ? ` --temperature ${options.temperature} --seed ${options.seed}` : ''
+  return {
+    library: String(script),
+    command: `${editsNote(subject.edits)}actlens generate ${shell(modelName(subject.model))} --prompt ${shell(subject.text)}${editsOption(subject.edits)} --max-new-tokens ${options.maxNewTokens}${flags}`,
+  }
+}
+
+/** Code that gives the numbers of the grid. */
+export function gridCode(subject: Subject, what: GridKind, site: string, vector: VectorRecipe | undefined): Code {
+  const script = new Script(subject.model)
+  const direction = what === 'cosine' && vector ? script.vector(vector) : undefined
+  const model = script.edited(subject.edits)
+  const taps = `${site}.*`
+  if (what === 'lens') {
+    for (const name of ['edit', 'replace']) script.imports.add(name)
+    script.lines.push(
+      `const { taps } = await ${model}.run(${quoted(subject.text)}, { taps: [${quoted(taps)}] })`,
+      '// What the final norm and the unembedding make of each layer: it is written in front of them.',
+      `const last = \`resid_post.\${model.spec.layers - 1}\``,
+      "const bypass = edit(last, (_, { read }) => read('embeddings'), { reads: ['embeddings'] })",
+      'for (let layer = 0; layer < model.spec.layers; layer++) {',
+      `  const through = model.with(replace('embeddings', taps[\`${site}.\${layer}\`].row(0)), bypass)`,
+      `  const { logits } = await through.run(${quoted(subject.text)}, {})`,
+      '  console.log(layer, logits.at(0, -1))',
+      '}',
+    )
+  } else {
+    script.lines.push(
+      `const { taps } = await ${model}.run(${quoted(subject.text)}, { taps: [${quoted(taps)}], logits: false })`,
+      ...(direction
+        ? [
+            'const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0)',
+            `const cosine = (a, b) => dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b))`,
+            `console.log(cosine(taps[${quoted(`${site}.0`)}].at(0, -1), ${direction}))`,
+          ]
+        : [`console.log(Math.hypot(...taps[${quoted(`${site}.0`)}].at(0, -1)))`]),
+    )
+  }
+  return {
+    library: String(script),
+    command: `${editsNote(subject.edits)}# the activations that the picture is made of\nactlens run ${shell(modelName(subject.model))} --text ${shell(subject.text)} --taps ${shell(taps)}${editsOption(subject.edits)} --out grid.safetensors`,
+  }
+}
+
+/** Code that reads one site. */
+export function siteCode(subject: Subject, site: string, position: number | undefined): Code {
+  const script = new Script(subject.model)
+  const model = script.edited(subject.edits)
+  script.lines.push(
+    `const { taps } = await ${model}.run(${quoted(subject.text)}, { taps: [${quoted(site)}], logits: false })`,
+    position === undefined ? `console.log(taps[${quoted(site)}].row(0))` : `console.log(taps[${quoted(site)}].at(0, ${position}))`,
+  )
+  return {
+    library: String(script),
+    command: `${editsNote(subject.edits)}actlens run ${shell(modelName(subject.model))} --text ${shell(subject.text)} --taps ${shell(site)}${editsOption(subject.edits)} --out site.safetensors`,
+  }
+}
