@@ -109,7 +109,7 @@ async function build(signal) {
   const stamp = sourcesStamp()
   try {
     await step('compiling', () =>
-      run(tool('typescript/bin/tsc', '-p', 'tsconfig.build.json', '--outDir', fresh), {
+      run(tool('typescript/lib/tsc.js', '-p', 'tsconfig.build.json', '--outDir', fresh), {
         cwd: root,
         signal,
         failure: 'The sources do not compile. The compiler says:',

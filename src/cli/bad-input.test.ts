@@ -118,7 +118,7 @@ const cases: readonly (readonly [line: string, code: number, says: RegExp])[] = 
   ['models fetch', 2, /needs a MODEL/],
   ['models fetch @tiny', 2, /nothing to fetch/],
   ['models prune', 2, /Allowed choices are list, fetch, remove/],
-  ['capture @tiny', 2, /There is no command 'capture'.*Commands are sites, run/],
+  ['frobnicate @tiny', 2, /There is no command 'frobnicate'.*Commands are sites, run/],
 ]
 
 describe('bad input', () => {

@@ -37,6 +37,7 @@ export interface CommonOptions {
   readonly threads?: number
   readonly device?: Device
   readonly precision?: string
+  readonly family?: string
   readonly debug?: boolean
 }
 
@@ -100,6 +101,7 @@ export const commonOptions: readonly OptionRow[] = [
   { flags: '--threads <n>', doc: 'threads of the runtime (default: its own choice)', parse: integer(1, 1024) },
   { flags: '--device <device>', doc: 'where the model runs (default: cpu)', choices: ['cpu', 'webgpu', 'cuda'] },
   { flags: '--precision <precision>', doc: 'number format of weights (default: f32)', choices: ['f32', 'f16', 'q8', 'q4'] },
+  { flags: '--family <name>', doc: "read the config as this family's; 'declared' takes an unlisted one by its facts" },
   { flags: '--debug', doc: 'with an error, print its stack' },
 ]
 

@@ -59,6 +59,7 @@ export async function withModel<T>(
     onProgress,
     ...(common.threads === undefined ? {} : { threads: common.threads }),
     ...(common.device === undefined ? {} : { device: common.device }),
+    ...(common.family === undefined ? {} : { family: common.family }),
   })
   try {
     const model = options.edits === undefined ? loaded : withEditsFile(loaded, { path: options.edits, edits })

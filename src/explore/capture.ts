@@ -1,5 +1,5 @@
 /** @file Capture: activations of any sites over a corpus, to safetensors shards with a manifest (Node). */
-import { mkdir } from 'node:fs/promises'
+import { mkdir, rm, rmdir } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { FormatError, UsageError } from '../base/errors.ts'
@@ -17,6 +17,7 @@ import {
   type CaptureManifest,
   type CaptureSettings,
   finishedShards,
+  manifestPath,
   type ShardRecord,
   shardName,
   writeManifest,
@@ -126,8 +127,13 @@ export async function capture(model: Model, options: CaptureOptions): Promise<Ca
     // What is being written is finished also where the work was cancelled.
     await writer.end()
   }
-  if (shards.length === 0)
+  if (shards.length === 0) {
+    // A folder that holds nothing would only stand in the way of the next attempt.
+    await rm(manifestPath(out))
+      .then(() => rmdir(out))
+      .catch(() => undefined)
     throw new UsageError("Nothing was captured: the 'where' of the capture held at no position of the corpus; choose other positions.")
+  }
   await writeManifest(out, manifest(true))
   report(held, true)
   return { out, manifest: manifest(true), captured: held - kept, unfired: unfired ?? [] }

@@ -4,7 +4,7 @@ import { gzipSync } from 'node:zlib'
 import { expect, it } from 'vitest'
 import { writeSafetensors } from '../models/formats/index.ts'
 import { temporaryFolder } from '../models/formats/testing.ts'
-import { type CorpusFile, type CorpusInput, openCorpus } from './corpus.ts'
+import { type CorpusFile, type CorpusInput, type CorpusPart, openCorpus } from './corpus.ts'
 
 async function file(name: string, content: string | Uint8Array): Promise<string> {
   const path = join(temporaryFolder(), name)
@@ -14,7 +14,8 @@ async function file(name: string, content: string | Uint8Array): Promise<string>
 
 async function read(input: CorpusInput, from = 0) {
   const corpus = await openCorpus(input)
-  const parts = await Array.fromAsync(corpus.parts(from))
+  const parts: CorpusPart[] = []
+  for await (const part of corpus.parts(from)) parts.push(part)
   return { facts: corpus.facts, characters: corpus.characters, parts, contents: parts.map((p) => p.content) }
 }
 

@@ -8,6 +8,7 @@ export {
   type Completeness,
   compareAttribution,
 } from './attribute.ts'
+export { attributeEdges, type EdgeOptions, type EdgeResult } from './attribute-edge.ts'
 export { type CaptureOptions, type CaptureProgress, type CaptureResult, capture } from './capture.ts'
 export type { CaptureDType } from './capture-encode.ts'
 export { activationsFormat, type CaptureManifest, type ShardRecord, type SiteRecord } from './capture-manifest.ts'

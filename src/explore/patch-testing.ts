@@ -17,6 +17,14 @@ export interface Derived {
   readonly corrupt: readonly number[]
   readonly answer: number
   readonly wrong: number
+  /** What the JSON beside the tensors says. */
+  readonly facts: DerivedFacts
+}
+
+/** Labels and figures that were recorded with the tensors. */
+export interface DerivedFacts {
+  readonly labels: { readonly components: readonly string[]; readonly accumulated: readonly string[]; readonly heads: readonly string[] }
+  readonly attribution_vs_patching: { readonly correlation: number; readonly largest_difference: number }
 }
 
 /** Opens the recorded values of `gpt2` or `llama`. */
@@ -31,7 +39,8 @@ export async function derived(family: string): Promise<Derived> {
     config: JSON.parse(readFileSync(`${root}${family}/config.json`, 'utf8')),
   })
   const [answer, wrong] = (await ids('token_pair')) as [number, number]
-  return { model, get, clean: await ids('clean.input_ids'), corrupt: await ids('corrupt.input_ids'), answer, wrong }
+  const facts = JSON.parse(readFileSync(`${root}transformer-lens/${family}.derived.json`, 'utf8')) as DerivedFacts
+  return { model, get, facts, clean: await ids('clean.input_ids'), corrupt: await ids('corrupt.input_ids'), answer, wrong }
 }
 
 /** Largest error relative to the scale of the reference. */

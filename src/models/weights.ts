@@ -107,7 +107,12 @@ export function parametersOf(spec: DecoderSpec, weights: ModelWeights, contextLe
     }
     return t
   }
-  return { get, table, contextLength, feeds, byName: (name: string) => made.get(weights.nameOf(name) ?? name) }
+  const byName = (name: string) => {
+    // Hugging Face calls the unembedding so, whatever the checkpoint does.
+    const found = weights.nameOf(name) ?? (name === 'lm_head.weight' ? weights.nameOf(spec.head.weight) : undefined)
+    return made.get(found ?? name)
+  }
+  return { get, table, contextLength, feeds, byName }
 }
 
 /** Writes tensors as float32 into files and says where each lies. */

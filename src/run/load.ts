@@ -23,6 +23,8 @@ export interface LoadOptions extends WorkOptions {
   readonly compile?: CompileMode
   /** Bytes of compiled weights that may stay in memory (default: room for two copies where the machine has it, else one). */
   readonly memory?: number
+  /** Reads the config as another family's than it says; `declared` takes a family that is not listed by the facts in its config. */
+  readonly family?: string
   /** Never use the network. */
   readonly offline?: boolean
 }
@@ -46,7 +48,7 @@ async function freeMemory(): Promise<number | undefined> {
 
 /** Builds a model value from opened parts, refusing what does not fit together. */
 export async function assemble(opened: OpenedModel, options: LoadOptions & { convert?: Convert } = {}): Promise<Model> {
-  const spec = specOf(opened.config)
+  const spec = specOf(opened.config, options.family)
   const weights = await weightsOf(opened.store, options)
   const contextLength = contextOf(spec, options.contextLength)
   const free = await freeMemory()

@@ -317,3 +317,14 @@ describe.each([
     expect(r.tokens.length).toBe(64 - ids.length)
   })
 })
+
+describe('loading', () => {
+  it('refuses an unlisted family, and takes one by its declared facts when told to', async () => {
+    const martian = { ...tinyLlama, model_type: 'martian' }
+    await expect(tinyModel(martian)).rejects.toThrow("The family 'martian' is not known")
+    await expect(tinyModel({ ...martian, attn_logit_softcapping: 5 }, { family: 'declared' })).rejects.toThrow('attn_logit_softcapping')
+    await using model = await tinyModel(martian, { family: 'declared' })
+    await using llama = await tinyModel(tinyLlama)
+    expect((await model.run({ ids })).logits.data).toEqual((await llama.run({ ids })).logits.data)
+  })
+})

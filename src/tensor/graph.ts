@@ -143,7 +143,11 @@ function cycle(rules: readonly TensorRule[]): EditError {
 
 const keyOfAttrs = (attrs: Readonly<Record<string, unknown>>, ids: Map<object, number>): string =>
   JSON.stringify(attrs, (_, value: unknown) => {
-    if (value && typeof value === 'object' && 'place' in value && 'dtype' in value) return weightKey(value as WeightRef)
+    if (value && typeof value === 'object' && 'place' in value && 'dtype' in value) {
+      // The same bytes may be read as several types, such as packed integers.
+      const ref = value as WeightRef
+      return `${weightKey(ref)} ${ref.dtype} [${ref.shape}]`
+    }
     if (ArrayBuffer.isView(value) || (Array.isArray(value) && value.length > 64)) {
       const list = value as unknown as TypedArray
       if (list.length <= 64) return [...(list as Iterable<number | bigint>)].map(String)

@@ -142,7 +142,7 @@ class Lowering implements Emitter {
   }
 
   private weight(ref: WeightRef, use: string): string {
-    const key = `${weightKey(ref)}[${ref.shape}]${use}`
+    const key = `${weightKey(ref)} ${ref.dtype} [${ref.shape}]${use}`
     const known = this.weights.get(key)
     if (known) return known
     const name = `${this.prefix}w${this.initializers.length}`

@@ -63,7 +63,7 @@ export const command = defineCommand<{ model: string }, SweepCommandOptions>({
   arguments: [modelArgument],
   options: sweepOptions,
   run: (context, args, options) =>
-    sweepCommand(context, args.model, options, async (model, request) => ({ result: await patch(model, request) })),
+    sweepCommand(context, args.model, options, 'metric', async (model, request) => ({ result: await patch(model, request) })),
 })
 
 /** What a sweep has to do, in the library's terms. */
@@ -78,30 +78,43 @@ export interface SweepRequest {
   readonly onProgress: CommandContext['onProgress']
 }
 
-/** Runs a command that makes a table for each pattern, and writes and shows them. */
+/** What a sweep has done: its tables, and what else goes into the record, the file and the text. */
+export interface SweepWork {
+  readonly result: SweepResult
+  readonly facts?: Readonly<Record<string, unknown>>
+  readonly tensors?: Readonly<Record<string, NDArray>>
+  readonly text?: string
+}
+
+/** Runs a command that makes a table for each pattern, and writes and shows them. `holds` says what the cells are. */
 export async function sweepCommand(
   context: CommandContext,
   name: string,
   options: SweepCommandOptions,
-  work: (
-    model: Model,
-    request: SweepRequest,
-  ) => Promise<{ result: SweepResult; facts?: Readonly<Record<string, unknown>>; tensors?: Record<string, NDArray> }>,
+  holds: 'metric' | 'change',
+  work: (model: Model, request: SweepRequest) => Promise<SweepWork>,
 ): Promise<Outcome> {
   checkTokens(options)
   if (options.out !== undefined) await checkOutput(options.out)
   return withModel(context, name, options, async ({ model, edits }) => {
     const request = requestOf(context, model, options)
-    const { result, facts = {}, tensors = {} } = await work(model, request)
+    const { result, facts = {}, tensors = {}, text = '' } = await work(model, request)
     if (options.out !== undefined) {
-      const record = { ...(await recordOf(model, edits, request)), ...facts }
+      const record = { holds, ...(await recordOf(model, edits, request)), ...facts }
       await writeSafetensors(options.out, { ...tensorsOf(result), ...tensors }, { actlens: JSON.stringify(record) })
       context.note(`${Object.keys(result.tables).length} tables were written to ${options.out}.`)
     }
     const tables = Object.values(result.tables).map(({ data, ...rest }) => ({ ...rest, values: [...data] }))
     return {
-      json: { model: model.origin.id, metric: result.metric, tables, ...facts, ...(options.out === undefined ? {} : { out: options.out }) },
-      text: shown(model, request, result),
+      json: {
+        model: model.origin.id,
+        metric: result.metric,
+        holds,
+        tables,
+        ...facts,
+        ...(options.out === undefined ? {} : { out: options.out }),
+      },
+      text: shown(model, request, result, holds) + text,
     }
   })
 }
@@ -162,32 +175,46 @@ function tensorsOf({ tables, metric }: SweepResult): Record<string, NDArray> {
 /** Cells that are shown of each table. */
 const shownCells = 10
 
-function shown(model: Model, request: SweepRequest, { tables, metric }: SweepResult): string {
+function shown(model: Model, request: SweepRequest, { tables, metric }: SweepResult, holds: 'metric' | 'change'): string {
   const kind = request.metric.kind
   return `${kind} of the clean run ${short(metric.clean)}, of the corrupted run ${short(metric.corrupt)}\n${Object.values(tables)
     .map(
       (t) =>
-        `\n${t.name} [${t.axes.map((a) => `${a.name} ${a.labels.length}`).join(', ')}], the largest changes\n${topCells(model, request, t, metric)}`,
+        `\n${t.name} [${t.axes.map((a) => `${a.name} ${a.labels.length}`).join(', ')}], the largest changes\n${topCells(model, request, t, holds === 'change' ? 0 : endOf(request, metric), holds)}`,
     )
     .join('')}`
 }
 
-function topCells(model: Model, request: SweepRequest, t: SweepTable, metric: SweepResult['metric']): string {
-  const base = request.direction === 'noise' ? metric.clean : metric.corrupt
+/** The metric of the run that is changed. */
+const endOf = ({ direction }: SweepRequest, metric: SweepResult['metric']) => (direction === 'noise' ? metric.clean : metric.corrupt)
+
+function topCells(model: Model, request: SweepRequest, t: SweepTable, base: number, holds: 'metric' | 'change'): string {
   const order = [...t.data.keys()].sort((a, b) => Math.abs((t.data[b] as number) - base) - Math.abs((t.data[a] as number) - base))
-  const ids = request.direction === 'noise' ? request.clean.ids : request.corrupt.ids
+  const { ids } = request.direction === 'noise' ? request.clean : request.corrupt
+  const pieces = model.hasTokenizer && t.axes.some((a) => a.name === 'pos')
   const cell = (index: number) => {
-    let rest = index
-    const labels = new Map<string, number>()
-    for (const axis of t.axes.toReversed()) {
-      labels.set(axis.name, axis.labels[rest % axis.labels.length] as number)
-      rest = Math.floor(rest / axis.labels.length)
-    }
-    const position = labels.get('pos')
-    const piece = position === undefined || !model.hasTokenizer ? [] : [quoted(model.tokenizer.piece(ids[position] as number))]
+    const labels = labelsOf(t, index)
     const value = t.data[index] as number
-    return [...t.axes.map((a) => String(labels.get(a.name))), ...piece, short(value), short(value - base)]
+    return [
+      ...labels.map(String),
+      ...(pieces ? [quoted(model.tokenizer.piece(ids[labels[t.axes.findIndex((a) => a.name === 'pos')] as number] as number))] : []),
+      ...(holds === 'metric' ? [short(value)] : []),
+      short(value - base),
+    ]
   }
-  const pieces = model.hasTokenizer && t.axes.some((a) => a.name === 'pos') ? ['token'] : []
-  return table([...t.axes.map((a) => a.name), ...pieces, 'metric', 'change'], order.slice(0, shownCells).map(cell))
+  const head = [...t.axes.map((a) => a.name), ...(pieces ? ['token'] : []), ...(holds === 'metric' ? ['metric'] : []), 'change']
+  return table(head, order.slice(0, shownCells).map(cell))
+}
+
+/** The labels of a cell along the axes of its table. */
+function labelsOf({ axes }: SweepTable, index: number): number[] {
+  let rest = index
+  return axes
+    .toReversed()
+    .map(({ labels }) => {
+      const label = labels[rest % labels.length] as number
+      rest = Math.floor(rest / labels.length)
+      return label
+    })
+    .reverse()
 }

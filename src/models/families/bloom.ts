@@ -1,7 +1,7 @@
 /** @file BLOOM: ALiBi, a norm on the embeddings, and modules that add the residual stream themselves. */
 import type { ConfigReader } from '../config.ts'
 import type { DecoderSpec } from '../spec.ts'
-import { alibiSlopes, layerNorm, linear } from './parts.ts'
+import { alibiSlopes, fusedOrder, layerNorm, linear } from './parts.ts'
 
 /** Reads a BLOOM config. */
 export function bloom(c: ConfigReader): DecoderSpec {
@@ -29,7 +29,7 @@ export function bloom(c: ConfigReader): DecoderSpec {
         addsInside: ['attn_out', 'mlp_out'],
         attnNorm: layerNorm(at('input_layernorm'), eps),
         attention: {
-          projection: { kind: 'fused', qkv: linear(at('self_attention.query_key_value'), true), order: 'by key-value head' },
+          projection: { kind: 'fused', qkv: linear(at('self_attention.query_key_value'), true), order: fusedOrder(c) },
           output: linear(at('self_attention.dense'), true),
           scale: (dModel / heads) ** -0.5,
         },

@@ -2,7 +2,7 @@
 import type { ConfigReader } from '../config.ts'
 import { readRotary } from '../rope.ts'
 import type { BlockSpec, DecoderSpec } from '../spec.ts'
-import { activations, alibiSlopes, commonSizes, layerNorm, linear } from './parts.ts'
+import { activations, alibiSlopes, commonSizes, fusedOrder, layerNorm, linear } from './parts.ts'
 
 /** Reads a Falcon config. */
 export function falcon(c: ConfigReader): DecoderSpec {
@@ -37,7 +37,7 @@ export function falcon(c: ConfigReader): DecoderSpec {
         residual: parallel ? 'parallel' : 'sequential',
         ...norms(at),
         attention: {
-          projection: { kind: 'fused', qkv: linear(at('self_attention.query_key_value'), bias), order: 'by key-value head' },
+          projection: { kind: 'fused', qkv: linear(at('self_attention.query_key_value'), bias), order: fusedOrder(c) },
           output: linear(at('self_attention.dense'), bias),
           scale: headDim ** -0.5,
           ...(rotary ? { rotary } : {}),

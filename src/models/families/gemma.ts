@@ -2,17 +2,24 @@
 import { ModelError } from '../../base/errors.ts'
 import { ConfigReader } from '../config.ts'
 import { readRotary } from '../rope.ts'
-import type { DecoderSpec } from '../spec.ts'
+import type { DecoderSpec, Norm } from '../spec.ts'
 import { type LlamaFacts, llamaLike } from './llama.ts'
 import { activations, commonSizes, gated, over, rms, windowOf } from './parts.ts'
 
-function gemmaLike(c: ConfigReader, facts: LlamaFacts): DecoderSpec {
+/** Norms whose gain is stored less one, but in GGUF files. */
+function gains(c: ConfigReader): (path: string) => Norm {
   const eps = c.number('rms_norm_eps', 1e-6)
+  const plusOne = !c.flag('gains_whole', false)
+  return (path) => rms(path, eps, plusOne)
+}
+
+function gemmaLike(c: ConfigReader, facts: LlamaFacts): DecoderSpec {
+  const norm = gains(c)
   const field = c.has('hidden_activation') && c.config.hidden_activation !== null ? 'hidden_activation' : 'hidden_act'
   // The first release said gelu and meant its approximation.
   const activation = c.choice(field, { ...activations, gelu: 'gelu_tanh' } as typeof activations, 'gelu_pytorch_tanh')
   const spec = llamaLike(c, {
-    norm: (path) => rms(path, eps, true),
+    norm,
     mlp: (path) => gated(path, activation),
     tied: true,
     qkvBias: c.flag('attention_bias', false),
@@ -23,11 +30,11 @@ function gemmaLike(c: ConfigReader, facts: LlamaFacts): DecoderSpec {
 }
 
 /** Norms before and after each module. */
-const sandwich = (eps: number): Pick<LlamaFacts, 'block' | 'sites'> => ({
+const sandwich = (norm: (path: string) => Norm): Pick<LlamaFacts, 'block' | 'sites'> => ({
   block: (at) => ({
-    attnPostNorm: rms(at('post_attention_layernorm'), eps, true),
-    mlpNorm: rms(at('pre_feedforward_layernorm'), eps, true),
-    mlpPostNorm: rms(at('post_feedforward_layernorm'), eps, true),
+    attnPostNorm: norm(at('post_attention_layernorm')),
+    mlpNorm: norm(at('pre_feedforward_layernorm')),
+    mlpPostNorm: norm(at('post_feedforward_layernorm')),
   }),
   sites: { attn_out_post: 'post_attention_layernorm', mlp_in: 'pre_feedforward_layernorm', mlp_out_post: 'post_feedforward_layernorm' },
 })
@@ -43,7 +50,7 @@ export function gemma2(c: ConfigReader): DecoderSpec {
   const logitSoftcap = soft(c, 'final_logit_softcapping', 30)
   const spec = gemmaLike(c, {
     family: 'gemma2',
-    ...sandwich(c.number('rms_norm_eps', 1e-6)),
+    ...sandwich(gains(c)),
     window: windowOf(c, (layer) => layer % 2 === 0),
     scale: c.number('query_pre_attn_scalar', 256) ** -0.5,
     attention: softcap ? { softcap } : {},
@@ -54,7 +61,7 @@ export function gemma2(c: ConfigReader): DecoderSpec {
 /** Reads a Gemma 3 text config: norms of q and k, five layers with windows to one without, each kind with its own rotation. */
 export function gemma3Text(c: ConfigReader): DecoderSpec {
   c.refuseUnless('use_bidirectional_attention', false)
-  const eps = c.number('rms_norm_eps', 1e-6)
+  const norm = gains(c)
   const { headDim } = commonSizes(c)
   const pattern = c.optionalInteger('sliding_window_pattern', '_sliding_window_pattern') ?? 6
   const window = windowOf(c, (layer) => (layer + 1) % pattern !== 0)
@@ -64,8 +71,8 @@ export function gemma3Text(c: ConfigReader): DecoderSpec {
   const [softcap, logitSoftcap] = [c.maybe('attn_logit_softcapping'), c.maybe('final_logit_softcapping')]
   const spec = gemmaLike(c, {
     family: 'gemma3_text',
-    ...sandwich(eps),
-    headNorm: (path) => over('head', rms(path, eps, true)),
+    ...sandwich(norm),
+    headNorm: (path) => over('head', norm(path)),
     window,
     rotary: { theta: 1e6, layerType: 'full_attention' },
     rotaryOf: (layer, own) => (window(layer) && !nested ? local : own),
@@ -76,12 +83,20 @@ export function gemma3Text(c: ConfigReader): DecoderSpec {
 }
 
 /** Sizes of Gemma 3's text model that its multimodal configs leave out. */
-const textDefaults = { vocab_size: 262_208, max_position_embeddings: 131_072, num_attention_heads: 8, num_key_value_heads: 4, head_dim: 256, sliding_window: 4096 }
+const textDefaults = {
+  vocab_size: 262_208,
+  max_position_embeddings: 131_072,
+  num_attention_heads: 8,
+  num_key_value_heads: 4,
+  head_dim: 256,
+  sliding_window: 4096,
+}
 
 /** Reads the text part of a multimodal Gemma 3 config; its vision tower is left alone. */
 export function gemma3(c: ConfigReader): DecoderSpec {
   const text = c.section('text_config')
-  if (!text) throw new ModelError(`config.json of a 'gemma3' model needs a 'text_config'; a text-only one has the model_type 'gemma3_text'.`)
+  if (!text)
+    throw new ModelError(`config.json of a 'gemma3' model needs a 'text_config'; a text-only one has the model_type 'gemma3_text'.`)
   const tied = c.has('tie_word_embeddings') ? { tie_word_embeddings: c.config.tie_word_embeddings } : {}
   const spec = gemma3Text(new ConfigReader({ ...textDefaults, ...tied, ...text.config }, 'config.json → text_config'))
   return {

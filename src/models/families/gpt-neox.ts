@@ -2,7 +2,7 @@
 import type { ConfigReader } from '../config.ts'
 import { readRotary } from '../rope.ts'
 import type { DecoderSpec } from '../spec.ts'
-import { activations, commonSizes, layerNorm, linear } from './parts.ts'
+import { activations, commonSizes, fusedOrder, layerNorm, linear } from './parts.ts'
 
 /** Reads a GPT-NeoX config. */
 export function gptNeox(c: ConfigReader): DecoderSpec {
@@ -24,7 +24,7 @@ export function gptNeox(c: ConfigReader): DecoderSpec {
         residual,
         attnNorm: layerNorm(at('input_layernorm'), eps),
         attention: {
-          projection: { kind: 'fused', qkv: linear(at('attention.query_key_value'), bias), order: 'by key-value head' },
+          projection: { kind: 'fused', qkv: linear(at('attention.query_key_value'), bias), order: fusedOrder(c) },
           output: linear(at('attention.dense'), bias),
           scale: sizes.headDim ** -0.5,
           rotary,

@@ -56,7 +56,12 @@ function gpt2Like(c: ConfigReader, facts: Facts): DecoderSpec {
 
 /** Reads a GPT-2 config. */
 export const gpt2 = (c: ConfigReader): DecoderSpec =>
-  gpt2Like(c, { family: 'gpt2', matrix: conv1d, order: 'concatenated', activation: 'gelu_new' })
+  gpt2Like(c, {
+    family: 'gpt2',
+    matrix: c.flag('conv1d_transposed', false) ? (path) => linear(path, true) : conv1d,
+    order: 'concatenated',
+    activation: 'gelu_new',
+  })
 
 /** Reads a GPT-BigCode config: all heads may share one key and one value. */
 export function gptBigcode(c: ConfigReader): DecoderSpec {

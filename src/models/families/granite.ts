@@ -2,7 +2,7 @@
 import type { ConfigReader } from '../config.ts'
 import type { DecoderSpec, Linear } from '../spec.ts'
 import { type LlamaFacts, llamaLike } from './llama.ts'
-import { activations, commonSizes, linear } from './parts.ts'
+import { activations, commonSizes, linear, stackedExpert } from './parts.ts'
 
 /** Factors that the reference applies outside of its modules. */
 function withScales(spec: DecoderSpec, embeddingScale: number, logitScale: number): DecoderSpec {
@@ -31,6 +31,7 @@ export const granite = (c: ConfigReader): DecoderSpec => graniteLike(c, { family
 export function graniteMoe(c: ConfigReader): DecoderSpec {
   const count = c.integer('num_local_experts')
   const activation = c.choice('hidden_act', activations, 'silu')
+  const split = c.flag('experts_stacked', false)
   const item = (weight: string, at: number): Linear => ({ weight, layout: 'out,in', item: { at, of: count } })
   const spec = graniteLike(c, {
     family: 'granitemoe',
@@ -42,12 +43,14 @@ export function graniteMoe(c: ConfigReader): DecoderSpec {
         perToken: c.integer('num_experts_per_tok'),
         width: commonSizes(c).dMlp,
         normalised: true,
-        expert: (e) => ({
-          kind: 'gated',
-          gate: { gateUp: item(at('block_sparse_moe.input_linear.weight'), e) },
-          down: item(at('block_sparse_moe.output_linear.weight'), e),
-          activation,
-        }),
+        expert: split
+          ? stackedExpert(at('block_sparse_moe.experts'), activation, count)
+          : (e) => ({
+              kind: 'gated',
+              gate: { gateUp: item(at('block_sparse_moe.input_linear.weight'), e) },
+              down: item(at('block_sparse_moe.output_linear.weight'), e),
+              activation,
+            }),
       },
     }),
     sites: { mlp_pre: undefined, mlp_pre_linear: undefined, router_logits: 'block_sparse_moe.router.layer' },

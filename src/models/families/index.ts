@@ -68,19 +68,35 @@ export const families: Readonly<Record<string, (c: ConfigReader) => DecoderSpec>
   starcoder2,
 }
 
+/** What a user may say instead of a family: read the config by the facts that it declares. */
+const byDeclaration = 'declared'
+
 /**
- * The record of a model, from its config. A family that is not listed is read by its declared facts, where they say all that is needed.
- * @throws ModelError for a family that is not known and does not declare itself, and for sizes that do not fit together.
+ * The record of a model, from its config.
+ * @param family reads the config as another family's than it says, or as `declared` facts of the Llama layout.
+ * @throws ModelError for a family that is not known, and for sizes that do not fit together.
  */
-export function specOf(config: Config): DecoderSpec {
-  const type = config.model_type
-  const read = typeof type === 'string' && Object.hasOwn(families, type) ? families[type] : undefined
-  const spec = read ? read(new ConfigReader(config)) : declared(config, Object.keys(families))
+export function specOf(config: Config, family?: string): DecoderSpec {
+  const spec = readerOf(config, family)(new ConfigReader(config))
   const { heads, kvHeads, headDim, layers, vocab } = spec
   if (!Number.isInteger(headDim) || headDim < 1 || kvHeads < 1 || heads % kvHeads !== 0)
     throw new ModelError(
       `config.json asks for ${heads} heads and ${kvHeads} key-value heads of ${headDim} coordinates, which do not divide evenly.`,
     )
-  if (layers < 1 || vocab < 1) throw new ModelError(`config.json asks for ${layers} layers and a vocabulary of ${vocab}; both must be at least 1.`)
+  if (layers < 1 || vocab < 1)
+    throw new ModelError(`config.json asks for ${layers} layers and a vocabulary of ${vocab}; both must be at least 1.`)
   return spec
+}
+
+function readerOf(config: Config, family: string | undefined): (c: ConfigReader) => DecoderSpec {
+  const known = Object.keys(families)
+  if (family === byDeclaration) return () => declared(config, known)
+  const type = family ?? config.model_type
+  const read = typeof type === 'string' && Object.hasOwn(families, type) ? families[type] : undefined
+  if (read) return read
+  // Throws where facts are missing or not understood; else it could be read, but only if somebody says so.
+  declared(config, known)
+  throw new ModelError(
+    `The family '${String(type)}' is not known; known are ${known.join(', ')}. Its config declares all that the Llama layout needs: if that is what it is, load it with the family '${byDeclaration}' (--family ${byDeclaration} on the command line).`,
+  )
 }

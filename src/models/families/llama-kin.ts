@@ -115,7 +115,12 @@ export function exaone4(c: ConfigReader): DecoderSpec {
 const ungated = (c: ConfigReader, otherwise: string) => {
   const activation = c.choice('hidden_act', activations, otherwise)
   const bias = c.flag('mlp_bias', false)
-  return (path: string): DenseMlp => ({ kind: 'plain', up: linear(`${path}.up_proj`, bias), down: linear(`${path}.down_proj`, bias), activation })
+  return (path: string): DenseMlp => ({
+    kind: 'plain',
+    up: linear(`${path}.up_proj`, bias),
+    down: linear(`${path}.down_proj`, bias),
+    activation,
+  })
 }
 
 /** Reads a Nemotron config: layer norms whose gains are stored less one, squared ReLU. */
@@ -126,7 +131,7 @@ export function nemotron(c: ConfigReader): DecoderSpec {
     family: 'nemotron',
     qkvBias: bias,
     outputBias: bias,
-    norm: (path) => ({ ...layerNorm(path, eps), plusOne: true }),
+    norm: (path) => ({ ...layerNorm(path, eps), plusOne: !c.flag('gains_whole', false) }),
     rotary: { fraction: 0.5 },
     mlp: ungated(c, 'relu2'),
     sites: { mlp_pre: 'mlp.up_proj', mlp_pre_linear: undefined },

@@ -68,9 +68,7 @@ export function llamaLike(c: ConfigReader, facts: LlamaFacts): DecoderSpec {
           scale: facts.scale ?? headDim ** -0.5,
           ...(turned ? { rotary: turned } : {}),
           ...(window ? { window } : {}),
-          ...(facts.headNorm
-            ? { qNorm: facts.headNorm(at(`self_attn.${qName}`)), kNorm: facts.headNorm(at(`self_attn.${kName}`)) }
-            : {}),
+          ...(facts.headNorm ? { qNorm: facts.headNorm(at(`self_attn.${qName}`)), kNorm: facts.headNorm(at(`self_attn.${kName}`)) } : {}),
           ...facts.attention,
         },
         mlpNorm: norm(at('post_attention_layernorm')),

@@ -2,7 +2,7 @@
 import type { ConfigReader } from '../config.ts'
 import type { DecoderSpec, DenseMlp } from '../spec.ts'
 import { llamaLike } from './llama.ts'
-import { activations, commonSizes, linear, windowOf } from './parts.ts'
+import { activations, commonSizes, linear, stackedExpert, windowOf } from './parts.ts'
 
 /** Reads a Mistral config; one without a word about windows has the first release's window of 4096. */
 export function mistral(c: ConfigReader): DecoderSpec {
@@ -17,6 +17,8 @@ export const ministral = (c: ConfigReader): DecoderSpec => llamaLike(c, { family
 export function mixtral(c: ConfigReader): DecoderSpec {
   const { dMlp } = commonSizes(c)
   const activation = c.choice('hidden_act', activations, 'silu')
+  const count = c.integer('num_local_experts')
+  const stacked = c.flag('experts_stacked', false)
   const expert = (path: string): DenseMlp => ({
     kind: 'gated',
     gate: { gate: linear(`${path}.w1`), up: linear(`${path}.w3`) },
@@ -30,11 +32,13 @@ export function mixtral(c: ConfigReader): DecoderSpec {
       mlp: {
         kind: 'experts',
         router: linear(at('block_sparse_moe.gate')),
-        count: c.integer('num_local_experts'),
+        count,
         perToken: c.integer('num_experts_per_tok'),
         width: dMlp,
         normalised: true,
-        expert: (e) => expert(at(`block_sparse_moe.experts.${e}`)),
+        expert: stacked
+          ? stackedExpert(at('block_sparse_moe.experts'), activation, count)
+          : (e) => expert(at(`block_sparse_moe.experts.${e}`)),
       },
     }),
     // Checkpoints say block_sparse_moe, the reference's module has been called mlp since its fifth version.

@@ -63,6 +63,18 @@ export const fusedGate = (path: string, activation: Activation): DenseMlp => ({
   activation,
 })
 
+/** Gated experts whose matrices are stacked, as GGUF files have them. */
+export const stackedExpert =
+  (path: string, activation: Activation, count: number) =>
+  (at: number): DenseMlp => {
+    const item = (name: string): Linear => ({ ...linear(`${path}.${name}`), item: { at, of: count } })
+    return { kind: 'gated', gate: { gate: item('gate_proj'), up: item('up_proj') }, down: item('down_proj'), activation }
+  }
+
+/** The order of a fused projection: GGUF files have it sorted. */
+export const fusedOrder = (c: ConfigReader) =>
+  c.flag('qkv_concatenated', false) ? ('concatenated' as const) : ('by key-value head' as const)
+
 /** Sizes under the names that most configs use. */
 export function commonSizes(c: ConfigReader) {
   const dModel = c.integer('hidden_size', 'n_embd', 'd_model')

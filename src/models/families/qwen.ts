@@ -2,7 +2,7 @@
 import type { ConfigReader } from '../config.ts'
 import type { DecoderSpec, ExpertMlp, Mlp } from '../spec.ts'
 import { type LlamaFacts, llamaLike } from './llama.ts'
-import { activations, commonSizes, gated, linear, over, rms, windowOf } from './parts.ts'
+import { activations, commonSizes, gated, linear, over, rms, stackedExpert, windowOf } from './parts.ts'
 
 /** Windows are asked for by a flag; then the layers from `max_window_layers` on have them. */
 function windows(c: ConfigReader): NonNullable<LlamaFacts['window']> {
@@ -29,6 +29,7 @@ function mixture(c: ConfigReader, normalised: boolean): (path: string, layer: nu
   const perToken = c.integer('num_experts_per_tok')
   const width = c.optionalInteger('moe_intermediate_size') ?? commonSizes(c).dMlp
   const shared = c.optionalInteger('shared_expert_intermediate_size')
+  const stacked = c.flag('experts_stacked', false)
   const step = c.optionalInteger('decoder_sparse_step') ?? 1
   const dense = c.config.mlp_only_layers ? c.numbers('mlp_only_layers') : []
   return (path, layer) => {
@@ -40,7 +41,7 @@ function mixture(c: ConfigReader, normalised: boolean): (path: string, layer: nu
       perToken,
       width,
       normalised,
-      expert: (e) => gated(`${path}.experts.${e}`, activation),
+      expert: stacked ? stackedExpert(`${path}.experts`, activation, count) : (e) => gated(`${path}.experts.${e}`, activation),
       ...(shared
         ? { shared: { mlp: gated(`${path}.shared_expert`, activation), width: shared, gate: linear(`${path}.shared_expert_gate`) } }
         : {}),

@@ -68,7 +68,10 @@ defineOp({
   infer: (inputs) => [need('slot', inputs, 0)],
   lower: (e, [x, added]) => e.emit('Add', [x as string, added as string]),
   gradient: ({ needs }, [g]) => {
-    if (needs[1]) throw new UsageError("'slot' has no gradient at what is added, since its axes may be 1; take the gradient at the place that it is added to.")
+    if (needs[1])
+      throw new UsageError(
+        "'slot' has no gradient at what is added, since its axes may be 1; take the gradient at the place that it is added to.",
+      )
     return [g, undefined]
   },
 })

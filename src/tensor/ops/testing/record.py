@@ -1,4 +1,4 @@
-"""Records what ops should give, by plain NumPy loops that share no code with the engine. Writes recorded.json beside itself."""
+"""Records what ops should give, by plain NumPy loops that share no code with the engine. Writes recorded.ndjson beside itself."""
 
 import itertools
 import json
@@ -171,12 +171,10 @@ recorded = {
 }
 
 
-def plain(x):
-    if isinstance(x, dict):
-        return {k: plain(v) for k, v in x.items()}
-    x = np.asarray(x)
-    return {"shape": list(x.shape), "values": [float(f"{v:.9g}") for v in x.ravel()]}
+recorded |= {f"line_{name}": values for name, values in recorded.pop("line").items()}
 
-
-target = pathlib.Path(__file__).with_name("recorded.json")
-target.write_text(json.dumps(plain(recorded), separators=(",", ":")) + "\n")
+with pathlib.Path(__file__).with_name("recorded.ndjson").open("w") as file:
+    for name, x in recorded.items():
+        x = np.asarray(x)
+        record = {"name": name, "shape": list(x.shape), "values": [float(f"{v:.9g}") for v in x.ravel()]}
+        file.write(json.dumps(record, separators=(",", ":")) + "\n")
