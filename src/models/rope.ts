@@ -24,7 +24,7 @@ export function readRotary(c: ConfigReader, facts: RotaryFacts): Rotary {
   const kind = String(section?.config.rope_type ?? section?.config.type ?? 'default')
   const read = readers[kind]
   if (!read) throw new ModelError(`The RoPE scaling '${kind}' is not known; known are ${Object.keys(readers).join(', ')}.`)
-  const asked = Math.trunc(facts.headDim * fraction)
+  const asked = Math.trunc(facts.headDim * fraction + 1e-6)
   // An odd number of coordinates is made even, but the frequencies keep it.
   const dim = asked + (asked % 2)
   if (dim < 2 || dim > facts.headDim)

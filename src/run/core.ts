@@ -43,7 +43,10 @@ export interface ProgramRequest {
 export interface PreparedProgram {
   /** Values of the edits' inputs for one step; counts where they fire. */
   feeds(step: StepLayout, caller: CallerLayout | undefined, total: number, fired: FireCounts): Record<string, NDArray>
-  run(feeds: Readonly<Record<string, NDArray>>, into?: Readonly<Record<string, NDArray>>): Promise<Record<string, NDArray>>
+  run(
+    feeds: Readonly<Record<string, NDArray>>,
+    options?: { into?: Readonly<Record<string, NDArray>>; signal?: AbortSignal | undefined },
+  ): Promise<Record<string, NDArray>>
 }
 
 /** Names of a program's outputs. */
@@ -127,7 +130,7 @@ export class ModelCore {
         for (const e of compiled) Object.assign(feeds, feedsOf(e, step, caller, total, spec, fired))
         return feeds
       },
-      run: (feeds, into) => built.run(feeds, { ...(into ? { into } : {}), fetch: names }),
+      run: (feeds, options) => built.run(feeds, { ...options, fetch: names }),
     }
   }
 

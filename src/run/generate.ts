@@ -157,7 +157,7 @@ export class Generation implements AsyncIterable<string> {
       const step = stepFeeds(fresh, past, undefined)
       const layout = { rows: rows.map((r) => r.ids), start: [...past], width: step.width, prompt: rows.map((r) => r.prompt) }
       const feeds = { ...step.feeds, ...cache.feeds, ...program.feeds(layout, undefined, step.total, this.fired) }
-      const out = await program.run(feeds, cache.into)
+      const out = await program.run(feeds, { into: cache.into, signal: options.signal })
       for (const e of this.edits)
         if (e.when) this.fired.set(e.key, (this.fired.get(e.key) ?? 0) + Number(out[outputNames.fired(e.key)]?.data[0] ?? 0))
       const values = this.tapValues(taps, out, fresh)

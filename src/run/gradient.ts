@@ -52,6 +52,7 @@ export async function gradientOf(
   edits: readonly PreparedEdit[],
   batch: Batch,
   request: GradientRequest,
+  signal?: AbortSignal,
 ): Promise<GradientResult> {
   const { spec } = core
   checkBatch(batch, spec.vocab, core.options.contextLength)
@@ -75,7 +76,7 @@ export async function gradientOf(
   const fired: FireCounts = new Map()
   const feeds: Record<string, NDArray> = { ...core.constantFeeds, ...step.feeds, ...lossFeeds(request.of, batch, spec.vocab) }
   for (const e of edits) Object.assign(feeds, feedsOf(e, layout, batch, step.total, spec, fired))
-  const out = await program.run(feeds)
+  const out = await program.run(feeds, { signal })
   const named = (name: (s: string) => string) =>
     Object.fromEntries(sites.map((s) => [s.site, toCaller(s.site, s.row, out[name(s.site)] as NDArray, batch)]))
   return {

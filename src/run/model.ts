@@ -32,6 +32,8 @@ export interface RunOptions<Taps extends readonly TapSpec[] = readonly TapSpec[]
   readonly logits?: boolean
   /** Length of the prompt in each row, for edits with a `phase`; the whole row by default. */
   readonly promptLength?: number
+  /** Stops the run between segments with a `CancelledError`. */
+  readonly signal?: AbortSignal | undefined
 }
 
 type NameOf<T> = T extends string ? T : T extends { readonly site: infer S extends string } ? S : never
@@ -180,7 +182,7 @@ export class Model {
     const prompt = batch.rows.map((r) => Math.min(options.promptLength ?? r.length, r.length))
     const layout = { rows: batch.rows, start: batch.rows.map(() => 0), width: step.width, prompt }
     const fired: FireCounts = new Map()
-    const out = await program.run({ ...step.feeds, ...program.feeds(layout, batch, step.total, fired) })
+    const out = await program.run({ ...step.feeds, ...program.feeds(layout, batch, step.total, fired) }, { signal: options.signal })
     for (const e of this.prepared) if (e.when) fired.set(e.key, Number(out[outputNames.fired(e.key)]?.data[0] ?? 0))
     return this.results(out, batch, taps, layout, fired) as unknown as RunResult<Taps, Logits>
   }
@@ -215,8 +217,12 @@ export class Model {
    * Gradients of a scalar of a run with respect to sites and parameters at once.
    * @param input a batch; losses of its rows add up (next-token is the mean over all).
    */
-  gradient(request: GradientRequest, input: ModelInput): Promise<GradientResult> {
-    return gradientOf(this.core, this.prepared, this.tokens(input), request)
+  gradient(
+    request: GradientRequest,
+    input: ModelInput,
+    options: { readonly signal?: AbortSignal | undefined } = {},
+  ): Promise<GradientResult> {
+    return gradientOf(this.core, this.prepared, this.tokens(input), request, options.signal)
   }
 
   /** Writes on from a prompt (or several). Iterate over it for the text as it comes, over `steps()` for tokens and taps, or await `result()`. */

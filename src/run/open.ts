@@ -115,7 +115,7 @@ async function readLlama2cTokenizer(place: FileRange, vocab: number): Promise<To
 
 async function openGgufModel(_: ResolvedSource, path: string): ReturnType<Opener> {
   const opened = await openGguf(path)
-  const { config, store } = ggufModel(opened)
+  const { config, store } = await ggufModel(opened)
   const tokenizer = opened.metadata.has('tokenizer.ggml.model') ? await ggufTokenizer(opened.metadata) : undefined
   return { store, config, ...(tokenizer ? { tokenizer } : {}) }
 }

@@ -1,5 +1,5 @@
 /** @file Programs: traced outputs in, numbers out. A program runs as one session, or as segments cut at the graph's marks. */
-import { RuntimeFailure, ShapeError, UsageError } from '../base/errors.ts'
+import { RuntimeFailure, ShapeError, throwIfCancelled, UsageError } from '../base/errors.ts'
 import { type DType, type NDArray, sizeOf, type TypedArray } from '../base/types.ts'
 import { Rewriter, tidy, topological } from './graph.ts'
 import { type LoweredModel, lower } from './lower.ts'
@@ -91,11 +91,12 @@ export class Program<Name extends string = string> {
    * @param feeds values of the inputs; symbols must agree between them.
    * @param options.into arrays that outputs are written into, in place.
    * @param options.fetch outputs that are wanted; all by default.
+   * @param options.signal stops between segments.
    * @returns the outputs by name.
    */
   async run(
     feeds: Readonly<Record<string, NDArray>>,
-    options: { into?: Readonly<Partial<Record<Name, NDArray>>>; fetch?: readonly Name[] } = {},
+    options: { into?: Readonly<Partial<Record<Name, NDArray>>>; fetch?: readonly Name[]; signal?: AbortSignal | undefined } = {},
   ): Promise<Record<Name, NDArray>> {
     const runtime = await getRuntime()
     const asked = options.fetch ?? ([...this.outputs.keys()] as Name[])
@@ -107,6 +108,7 @@ export class Program<Name extends string = string> {
     for (const [name, array] of Object.entries(options.into ?? {}) as [Name, NDArray][])
       targets.set(this.output(name), held(array, runtime))
     for (const segment of steps) {
+      throwIfCancelled(options.signal)
       const sessionFeeds: Record<string, RuntimeTensor> = {}
       for (const [name, t] of segment.feeds) sessionFeeds[name] = values.get(t) as RuntimeTensor
       const fetches: Record<string, RuntimeTensor | null> = {}

@@ -58,7 +58,7 @@ export const command = defineCommand<{ model: string }, Options>({
       const ignored = 'file' in source ? source.file.others : []
       if (ignored.length > 0) context.warn(`${options.inputs} also holds ${ignored.join(', ')}; these are no inputs and were not used.`)
       const sites = [...new Set(taps.flatMap((t) => model.resolve(t).map((i) => i.site)))]
-      const result = await model.run(tensors, { taps: sites, logits: options.logits })
+      const result = await model.run(tensors, { taps: sites, logits: options.logits, signal: context.io.signal })
       throwIfCancelled(context.io.signal)
       const values = new Map<string, Activation>(sites.map((s) => [s, result.taps[s] as Activation]))
       if (result.logits) values.set('logits', result.logits)

@@ -66,7 +66,7 @@ export function gemma3Text(c: ConfigReader): DecoderSpec {
   const pattern = c.optionalInteger('sliding_window_pattern', '_sliding_window_pattern') ?? 6
   const window = windowOf(c, (layer) => (layer + 1) % pattern !== 0)
   // Configs of the first release have one rotation, and a base of the layers with a window.
-  const nested = c.section('rope_parameters') !== undefined
+  const nested = c.section('rope_parameters')?.section('sliding_attention') !== undefined
   const local = readRotary(new ConfigReader({ rope_theta: c.number('rope_local_base_freq', 1e4) }), { headDim })
   const [softcap, logitSoftcap] = [c.maybe('attn_logit_softcapping'), c.maybe('final_logit_softcapping')]
   const spec = gemmaLike(c, {
