@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { tinyGpt2, tinyLlama, tinyModel } from '../run/testing.ts'
 import { scale } from '../sites/index.ts'
 import { attribute, attributeEdges } from './index.ts'
-import { errorOf } from './patch-testing.ts'
+import { errorOf } from './testing.ts'
 
 const pair = {
   clean: { ids: [5, 17, 3, 44, 29, 8] },

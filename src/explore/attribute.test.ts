@@ -3,7 +3,7 @@ import { tinyGpt2, tinyLlama, tinyModel } from '../run/testing.ts'
 import { edit, zero } from '../sites/index.ts'
 import { gaussLegendre } from './attribute.ts'
 import { attribute, compareAttribution, patch } from './index.ts'
-import { derived, errorOf, hasGoldens } from './patch-testing.ts'
+import { derived, errorOf, hasGoldens } from './testing.ts'
 
 const clean = [5, 17, 3, 44, 29, 8]
 const corrupt = [5, 17, 21, 44, 29, 8]

@@ -22,6 +22,18 @@ export {
   type InvalidPolicy,
   openCorpus,
 } from './corpus.ts'
+export { type HeadPattern, type HeadScoreOptions, type HeadScores, headPatterns, headScores } from './heads.ts'
+export { type LensMaps, type LensOptions, type LensResult, lens } from './lens.ts'
+export { fitJacobianLens, type JacobianLensOptions, loadLens, saveLens } from './lens-jacobian.ts'
+export {
+  attributeLogits,
+  decomposeStream,
+  type LogitAttribution,
+  type LogitAttributionOptions,
+  type StreamDecomposition,
+  type StreamNorm,
+  type StreamParts,
+} from './logit-attribution.ts'
 export {
   type AblateOptions,
   type Ablation,

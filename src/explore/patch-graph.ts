@@ -67,8 +67,15 @@ export function rowFeeds(edited: EditedModel, rows: readonly (readonly number[])
   const fired: FireCounts = new Map()
   const feeds: Record<string, NDArray> = { ...core.constantFeeds, ...step.feeds }
   for (const e of own) Object.assign(feeds, feedsOf(e, layout, batch, step.total, core.spec, fired))
-  if (index !== undefined) feeds[inputNames.lastIndex] = int64(rows.map((r) => (index < 0 ? index + r.length : index)))
+  if (index !== undefined) feeds[inputNames.lastIndex] = int64(rows.map((r) => placeIn(r, index)))
   return feeds
+}
+
+function placeIn(row: readonly number[], index: number): number {
+  const place = index < 0 ? index + row.length : index
+  if (!Number.isInteger(place) || place < 0 || place >= row.length)
+    throw new UsageError(`The metric reads position ${index}, but the text has ${row.length} tokens.`)
+  return place
 }
 
 /** Token rows of an input that is to be stacked: checked, without positions of its own. `what` names it in a sentence. */

@@ -3,7 +3,7 @@ import { tinyGpt2, tinyLlama, tinyModel } from '../run/testing.ts'
 import { add, edit, replace, scale, zero } from '../sites/index.ts'
 import { gather, input, squeeze } from '../tensor/index.ts'
 import { ablate, patch } from './index.ts'
-import { derived, errorOf, hasGoldens } from './patch-testing.ts'
+import { derived, errorOf, hasGoldens } from './testing.ts'
 
 const clean = [5, 17, 3, 44, 29, 8]
 const corrupt = [5, 17, 21, 44, 29, 8]

@@ -6,8 +6,10 @@ import { describe, expect, it } from 'vitest'
 import type { NDArray } from '../base/types.ts'
 import { families } from '../models/families/index.ts'
 import { openSafetensors } from '../models/formats/index.ts'
-import { add, zero } from '../sites/edits.ts'
+import { type SelfCheckRun, selfCheck } from '../models/self-check.ts'
+import { add, scale, zero } from '../sites/edits.ts'
 import { assemble } from './load.ts'
+import type { Model } from './model.ts'
 
 const shared = fileURLToPath(new URL('../../../shared/goldens/', import.meta.url))
 const own = fileURLToPath(new URL('../../test/goldens/', import.meta.url))
@@ -74,6 +76,13 @@ describe.skipIf(folders.length === 0).each(folders)('$name', ({ folder }) => {
     expect(errors.filter(([, e]) => !(e < 1e-4))).toEqual([])
     // The same without a look inside, so that fused operators run.
     expect(errorOf((await model.run(input)).logits, await get('logits'), mask)).toBeLessThan(1e-4)
+  })
+
+  it('passes its self-check, and does not with an attention that leaks', async () => {
+    const { model } = await open(folder)
+    const on = (m: Model): SelfCheckRun => async (ids, sites) => (await m.run({ ids }, { taps: sites })).taps
+    expect((await selfCheck(model.spec, on(model))).length).toBeGreaterThan(2)
+    await expect(selfCheck(model.spec, on(model.with(scale('z.0', 1.01))))).rejects.toThrow(/z\.0/)
   })
 
   it('answers to edits as recorded', async () => {

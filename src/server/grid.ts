@@ -1,8 +1,7 @@
 /** @file The layer × token grid: a value for each layer and position, sent row by row. */
 import { UsageError } from '../base/errors.ts'
-import type { Activation } from '../run/index.ts'
 import { pieceOf } from './lens.ts'
-import { cosine, editedModel, idsOf, promptOption, rounded, vectorOfWidth } from './look.ts'
+import { cosine, idsOf, readSites, rounded, vectorOfWidth } from './look.ts'
 import type { BodyOf, GridLine } from './protocol.ts'
 import type { Held } from './registry.ts'
 
@@ -20,21 +19,31 @@ export async function writeGrid(held: Held, body: BodyOf<'grid'>, send: (line: G
     )
   if (body.what === 'cosine' && !body.vector) throw new UsageError("The cosine grid needs a 'vector' to compare with.")
   const vector = body.what === 'cosine' && body.vector ? await vectorOfWidth(held, body.vector, dModel) : undefined
-  const edited = await editedModel(held, body.edits)
-  send({ type: 'head', sites: infos.map((i) => i.site), ids, pieces: ids.map((id) => pieceOf(model, id)) })
-  const taps = infos.map((i) => i.site)
-  const run = await held.queue.run(() => edited.run({ ids }, { taps, logits: false, ...promptOption(body.promptLength) }), signal)
-  for (const [i, { site, layer }] of infos.entries()) {
-    const { data } = (run.taps[site] as Activation).row(0)
-    const row = { type: 'row', layer: layer ?? i, site } as const
-    const at = (n: number) => data.subarray(n * dModel, (n + 1) * dModel)
-    if (body.what === 'lens') {
-      const top = await held.lens.read(data, body.top, held.queue, signal)
-      for (const tokens of top) for (const [n, t] of tokens.entries()) tokens[n] = { ...t, p: rounded(t.p) }
-      send({ ...row, values: top.map((t) => t[0]?.p ?? 0), top })
-    } else if (vector) send({ ...row, values: ids.map((_, n) => rounded(cosine(at(n), vector))) })
-    else send({ ...row, values: ids.map((_, n) => rounded(norm(at(n)))) })
-  }
+  const sites = infos.map((i) => i.site)
+  send({ type: 'head', sites, ids, pieces: ids.map((id) => pieceOf(model, id)) })
+  const run = await readSites(held, { ...body, ids }, infos, signal)
+  const rowOf = (i: number) => ({ type: 'row', layer: infos[i]?.layer ?? i, site: sites[i] as string }) as const
+  if (body.what === 'lens') {
+    // As many layers go through the lens together as one of its passes holds.
+    const atOnce = Math.max(1, Math.floor(held.lens.atOnce / ids.length))
+    for (let from = 0; from < sites.length; from += atOnce) {
+      const group = sites.slice(from, from + atOnce)
+      const vectors = new Float32Array(group.length * ids.length * dModel)
+      for (const [n, site] of group.entries()) vectors.set(run.at(site).row(0).data, n * ids.length * dModel)
+      const all = (await held.lens.read(vectors, body.top, held.queue, signal)).map((tokens) =>
+        tokens.map((t) => ({ ...t, p: rounded(t.p) })),
+      )
+      for (const n of group.keys()) {
+        const top = all.slice(n * ids.length, (n + 1) * ids.length)
+        send({ ...rowOf(from + n), values: top.map((t) => t[0]?.p ?? 0), top })
+      }
+    }
+  } else
+    for (const [i, site] of sites.entries()) {
+      const { data } = run.at(site).row(0)
+      const at = (n: number) => data.subarray(n * dModel, (n + 1) * dModel)
+      send({ ...rowOf(i), values: ids.map((_, n) => rounded(vector ? cosine(at(n), vector) : norm(at(n)))) })
+    }
   send({ type: 'end', ms: Math.round(performance.now() - begun), unfired: run.unfired })
 }
 

@@ -2,16 +2,19 @@
 import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import type { Server } from 'node:http'
-import { hostname } from 'node:os'
+import { freemem, hostname } from 'node:os'
 import { createAdaptorServer } from '@hono/node-server'
 import { CancelledError, messageOf, UsageError } from '../base/errors.ts'
-import { systemCode } from '../base/files.ts'
+import { sizeOrKind, systemCode } from '../base/files.ts'
+import type { WorkOptions } from '../base/progress.ts'
+import { resolveSource } from '../models/hub/index.ts'
 import { load } from '../run/index.ts'
 import type { Device } from '../tensor/index.ts'
 import { createApp } from './app.ts'
 import { studioFolder } from './assets.ts'
 import { type LoadModel, Registry } from './registry.ts'
 import { inUrl, isLoopback, loopback } from './security.ts'
+import { warm } from './warm.ts'
 
 export type * from './protocol.ts'
 
@@ -57,7 +60,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   checkPort(options.port)
   const token = isLoopback(host) ? undefined : randomBytes(24).toString('base64url')
   const settings = { ...(options.threads ? { threads: options.threads } : {}), ...(options.device ? { device: options.device } : {}) }
-  const registry = new Registry(options.load ?? ((id, work) => load(id, { ...settings, ...work })))
+  const registry = new Registry(options.load ?? (async (id, work) => load(id, { ...settings, ...(await room(id, work)), ...work })))
   const instance = randomBytes(8).toString('hex')
   const app = createApp({
     registry,
@@ -68,21 +71,33 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   })
   const server = createAdaptorServer({ fetch: app.fetch, overrideGlobalObjects: false }) as Server
   const port = await listen(server, host, options.port)
+  const closed = new AbortController()
   // The page will ask for it in a moment; a failure is told to the page.
-  registry.get(model, signal ? { signal } : {}).catch(() => undefined)
+  registry.use(model, { signal: closed.signal }, (held) => warm(held, closed.signal)).catch(() => undefined)
   const url = `http://${inUrl(host === '0.0.0.0' || host === '::' ? hostname() : host)}:${port}/${token ? `?token=${token}` : ''}`
   let closing: Promise<void> | undefined
   const close = () => {
     closing ??= (async () => {
-      const closed = new Promise<void>((resolve) => server.close(() => resolve()))
+      closed.abort()
+      const stopped = new Promise<void>((resolve) => server.close(() => resolve()))
       server.closeAllConnections()
-      await Promise.all([closed, registry.close()])
+      await Promise.all([stopped, registry.close()])
     })()
     return closing
   }
   signal?.addEventListener('abort', () => void close(), { once: true })
   if (options.open) openInBrowser(url)
   return { url, port, close }
+}
+
+/** Bytes of files up to which a model counts as small, and of compiled weights that a small one may have in memory. */
+const small = { files: 75e6, memory: 1.2e9 }
+
+/** More room for the programs of a small model, since a page asks for many different ones and each holds weights of its own. */
+async function room(id: string, work: WorkOptions): Promise<{ memory?: number }> {
+  const source = await resolveSource(id, work)
+  const bytes = source.file === undefined ? undefined : await sizeOrKind(source.file)
+  return typeof bytes === 'number' && bytes <= small.files && freemem() > 4 * small.memory ? { memory: small.memory } : {}
 }
 
 function checkPort(port: number | undefined): void {

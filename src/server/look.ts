@@ -31,8 +31,45 @@ export async function editedModel(held: Held, edits: BodyOf<'edits'>['edits']): 
   return held.model.plain.with((await held.vectors.resolve(edits, held.queue)) as unknown as Edit[])
 }
 
-/** `promptLength` as the run takes it. */
-export const promptOption = (promptLength: number | undefined) => (promptLength === undefined ? {} : { promptLength })
+/** Most values that a run returns beyond what was asked for. */
+const spareValues = 8_388_608
+
+/**
+ * Reads a site, or a kind of site at every layer, of what a request looks at. All layers are read where they are small, so
+ * that going from layer to layer compiles nothing. Whoever looks at an early layer has edits at later ones in force all the
+ * same, so the run goes to its end when there are edits; else the library would say that they can never fire.
+ */
+export async function readSites(
+  held: Held,
+  body: { readonly ids: readonly number[] } & Pick<BodyOf<'site'>, 'edits' | 'promptLength'>,
+  wanted: readonly SiteInfo[],
+  signal: AbortSignal,
+) {
+  const { model } = held
+  const { ids } = body
+  const edited = await editedModel(held, body.edits)
+  const sites = family(model, wanted, ids.length).map((i) => i.site)
+  const taps = edited.edits.length > 0 ? [...sites, 'final_norm'] : sites
+  const options = { taps, logits: edits(edited).has('logits'), ...promptOption(body.promptLength) }
+  const { taps: read, unfired } = await held.queue.run(() => edited.run({ ids }, options), signal)
+  return { unfired, at: (site: string) => read[site] as Activation }
+}
+
+/** The same kind of site at every layer, if that is not too much. */
+function family(model: Model, wanted: readonly SiteInfo[], positions: number): readonly SiteInfo[] {
+  const [{ row } = { row: undefined }] = wanted
+  if (row?.per !== 'layer') return wanted
+  const all = model.resolve(`${row.name}.*`)
+  const size =
+    all.length *
+    model.shapeOf(all[0] as SiteInfo).reduce<number>((p, n) => p * (n === 'batch' ? 1 : typeof n === 'number' ? n : positions), 1)
+  return size <= spareValues ? all : wanted
+}
+
+/** Names of the sites at which a model is edited. */
+const edits = (model: Model) => new Set(model.edits.flatMap((e) => model.resolve(e.site).map((i) => i.row.name)))
+
+const promptOption = (promptLength: number | undefined) => (promptLength === undefined ? {} : { promptLength })
 
 const probabilities = edit('logits', (logits) => softmax(logits))
 
@@ -44,11 +81,25 @@ export async function tokensAnswer(held: Held, body: BodyOf<'tokens'>, signal: A
   const offsets = body.text !== undefined && model.hasTokenizer ? model.tokenizer.offsets(body.text).offsets : undefined
   const answer = { ids, pieces, ...(offsets ? { offsets } : {}) }
   if (!body.surprise) return answer
-  const edited = (await editedModel(held, body.edits)).with(probabilities)
-  const { logits } = await held.queue.run(() => edited.run({ ids }, promptOption(body.promptLength)), signal)
-  const { vocab } = model.spec
-  const surprise = ids.map((id, n) => (n === 0 ? null : rounded(-Math.log2(Math.max(logits.data[(n - 1) * vocab + id] as number, 1e-30)))))
-  return { ...answer, surprise }
+  const p = await nextProbabilities(held, { ...body, ids }, signal)
+  return { ...answer, surprise: [null, ...p.map((v) => rounded(-Math.log2(Math.max(v, 1e-30))))] }
+}
+
+/** The probability that the model gives to each token but the first. */
+async function nextProbabilities(held: Held, body: Parameters<typeof readSites>[1], signal: AbortSignal): Promise<number[]> {
+  const { model } = held
+  const { dModel, layers, vocab } = model.spec
+  const next = body.ids.slice(1)
+  const edited = await editedModel(held, body.edits)
+  if (![...edits(edited)].some((name) => name === 'logits' || name.startsWith('final_norm'))) {
+    // The programs of the grid and of the lens serve here, too, so that there is no other one to compile.
+    const last = model.site(`resid_post.${layers - 1}`)
+    const { data } = (await readSites(held, body, [last], signal)).at(last.site).row(0)
+    return held.lens.probabilitiesOf(next, data.subarray(0, next.length * dModel), held.queue, signal)
+  }
+  const options = promptOption(body.promptLength)
+  const { logits } = await held.queue.run(() => edited.with(probabilities).run({ ids: body.ids }, options), signal)
+  return next.map((id, n) => logits.data[n * vocab + id] as number)
 }
 
 /** One position of one site: what it is, its numbers, what the lens reads in it. */
@@ -60,12 +111,8 @@ export async function siteAnswer(held: Held, body: BodyOf<'site'>, signal: Abort
   const position = body.position < 0 ? body.position + ids.length : body.position
   if (position < 0 || position >= ids.length)
     throw new UsageError(`There is no position ${body.position}: the text has ${ids.length} tokens, 0 to ${ids.length - 1}.`)
-  const edited = await editedModel(held, body.edits)
-  const run = await held.queue.run(
-    () => edited.run({ ids }, { taps: [info.site], logits: false, ...promptOption(body.promptLength) }),
-    signal,
-  )
-  const activation = run.taps[info.site] as Activation
+  const run = await readSites(held, { ...body, ids }, [info], signal)
+  const activation = run.at(info.site)
   const { values, shape } = atPosition(activation, position)
   const lens =
     values.length === model.spec.dModel && row.axes.at(-1) === 'd_model' && !info.site.startsWith('final_norm')
@@ -97,13 +144,7 @@ export async function siteAnswer(held: Held, body: BodyOf<'site'>, signal: Abort
 export async function valuesAnswer(held: Held, body: BodyOf<'values'>, signal: AbortSignal): Promise<Uint8Array<ArrayBuffer>> {
   const { model } = held
   const info = model.site(body.site)
-  const ids = idsOf(model, body)
-  const edited = await editedModel(held, body.edits)
-  const run = await held.queue.run(
-    () => edited.run({ ids }, { taps: [info.site], logits: false, ...promptOption(body.promptLength) }),
-    signal,
-  )
-  const whole = (run.taps[info.site] as Activation).row(0)
+  const whole = (await readSites(held, { ...body, ids: idsOf(model, body) }, [info], signal)).at(info.site).row(0)
   const value = body.positions ? sliced(whole, info, body.positions) : whole
   return encodeSafetensors({ [info.site]: value }, { axes: info.row.axes.slice(1).join(',') })
 }

@@ -159,6 +159,13 @@ describe('site', () => {
   })
 })
 
+it('edits at later layers, at the final norm and at the logits may be in force while an early site is looked at', async () => {
+  for (const edit of [steer(2), { op: 'zero', site: 'final_norm' }, { op: 'scale', site: 'logits', params: { factor: 2 } }]) {
+    expect((await server.post('site', { text, site: 'attn_probs.0', position: 3, edits: [edit] })).status).toBe(200)
+    expect((await server.post('values', { text, site: 'attn_probs.0', edits: [edit] })).status).toBe(200)
+  }
+})
+
 describe('vectors and edits', () => {
   it('a difference is the mean difference, at every layer from one pass', async () => {
     const answer = await json<VectorAnswer>(server.post('vector', { vector: recipe }))

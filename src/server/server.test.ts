@@ -8,6 +8,7 @@ import { CancelledError, ModelError, UsageError } from '../base/errors.ts'
 import type { OnProgress } from '../base/progress.ts'
 import { startServer } from './index.ts'
 import type { ErrorAnswer, ModelLine } from './protocol.ts'
+import { Registry } from './registry.ts'
 import { linesOf, tinyReader, tinyServer } from './testing.ts'
 
 const errorOf = async (response: Response) => ((await response.json()) as ErrorAnswer).error
@@ -229,12 +230,20 @@ describe('loading models', () => {
     await server.close()
   })
 
-  it('keeps two models and lets go of the one that was not used for longest', async () => {
-    const server = await tinyServer()
-    for (const model of ['tiny', 'second', 'third']) await (await server.post('model', { model })).text()
-    await (await server.post('tokens', { model: 'second', text: 'a' })).text()
-    const { loaded } = (await (await server.get('/api/health')).json()) as { loaded: string[] }
-    expect(loaded.toSorted()).toEqual(['second', 'third'])
-    await server.close()
+  it('keeps two models, lets go of the one that was not used for longest, but of none that is in use', async () => {
+    const registry = new Registry(() => tinyReader(), 2)
+    const touch = (id: string) => registry.use(id, {}, async () => undefined)
+    for (const id of ['first', 'second']) await touch(id)
+    await touch('first')
+    await touch('third')
+    expect(registry.loaded).toEqual(['first', 'third'])
+    await registry.use('first', {}, async () => {
+      await touch('fourth')
+      await touch('fifth')
+      expect(registry.loaded).toContain('first')
+    })
+    expect(registry.loaded.length).toBe(2)
+    await registry.close()
+    expect(registry.loaded).toEqual([])
   })
 })

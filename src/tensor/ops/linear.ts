@@ -43,15 +43,29 @@ defineOp({
 
 function leftGradient(g: Tensor, x: Tensor, y: Tensor, { transA, transB, alpha }: MatmulAttrs): Tensor {
   if (transA) return unbroadcast(matmul(y, g, { transA: transB, transB: true, alpha }), x)
-  return unbroadcast(matmul(g, y, { transB: !transB, alpha }), x)
+  const { plain, factor } = rowFactor(g, x)
+  const product = matmul(plain, y, { transB: !transB, alpha })
+  return unbroadcast(factor ? product.mul(factor) : product, x)
 }
 
 function rightGradient(g: Tensor, x: Tensor, y: Tensor, { transA, transB, alpha }: MatmulAttrs): Tensor {
+  const { plain, factor } = transA ? { plain: g, factor: undefined } : rowFactor(g, x)
+  const scaled = factor ? x.mul(factor) : x
   // A weight meets every row of a batch: its gradient is one product over all rows, not one for each item and then a sum.
   const isWeight = y.rank === 2 && x.rank > 2 && !transA
-  const [xs, gs] = isWeight ? [rows(x), rows(g)] : [x, g]
+  const [xs, gs] = isWeight ? [rows(scaled), rows(plain)] : [scaled, plain]
   const whole = transB ? matmul(gs, xs, { transA: true, transB: transA, alpha }) : matmul(xs, gs, { transA: !transA, alpha })
   return sameShape(whole.shape, y.shape) ? whole : unbroadcast(whole, y)
+}
+
+/** Takes a factor of each row out of a gradient, where the rows on the other side of the product are shorter: as with a large vocabulary. */
+function rowFactor(g: Tensor, x: Tensor): { plain: Tensor; factor: Tensor | undefined } {
+  const [wide, short] = [g.shape.at(-1), x.shape.at(-1)]
+  const [plain, factor] = g.node.inputs
+  const fits = typeof wide === 'number' && typeof short === 'number' && wide > short
+  if (!fits || g.node.op.name !== 'mul' || !plain || !factor || !sameShape(plain.shape, g.shape)) return { plain: g, factor: undefined }
+  const isColumn = factor.rank === g.rank && sameShape(factor.shape, g.shape.with(-1, 1)) && x.rank === g.rank
+  return isColumn ? { plain, factor } : { plain: g, factor: undefined }
 }
 
 /** All axes but the last as one. */

@@ -3,7 +3,7 @@ import type { DType } from '../../base/types.ts'
 import { need, one } from '../shape.ts'
 import { apply1, axesOf, axisOf, type Dim, defineOp, type Emitter, type Shape, scalar, type Tensor } from '../tensor.ts'
 import { cast, div, equal, exp, mul, sub, where } from './elementwise.ts'
-import { countOf, expandTo, isScatteredIntoZeros, times, unsqueezeAll } from './like.ts'
+import { countOf, expandTo, filledLike, isScatteredIntoZeros, times, unsqueezeAll } from './like.ts'
 
 function reduced(shape: Shape, axes: readonly number[], keepDims: boolean): Dim[] {
   return keepDims ? shape.map((d, i) => (axes.includes(i) ? 1 : d)) : shape.filter((_, i) => !axes.includes(i))
@@ -103,18 +103,21 @@ defineOp({
   gradient: ({ attrs }, [g]) => [apply1('cumsum', [g], { ...attrs, reverse: !attrs.reverse })],
 })
 
-/** Gradients of the softmax family from that of the result `g` and the result `y`. */
-const softmaxRules: Readonly<Record<string, (g: Tensor, y: Tensor, axis: number) => Tensor>> = {
-  softmax: (g, y, axis) => {
+/** Gradients of the softmax family from that of the result `g`, the input `x` and the result `y`. */
+const softmaxRules: Readonly<Record<string, (g: Tensor, x: Tensor, y: Tensor, axis: number) => Tensor>> = {
+  softmax: (g, _, y, axis) => {
     const gy = times(g, y)
     return sub(gy, mul(y, gy.sum([axis], true)))
   },
-  log_softmax: (g, y, axis) => {
-    const p = exp(y)
+  log_softmax: (g, x, _, axis) => {
+    // Computed again from the input, which takes less than the exponentials of the result would.
+    const p = softmax(x, axis)
     const { inputs, attrs } = g.node
-    // The usual case of a cross-entropy: the gradient is there for the target tokens only, so nothing of full width is summed.
+    // The usual case of a cross-entropy: the gradient is there for one target a row, so nothing of full width is summed, and
+    // what scales the rows comes last, where a matrix product after it can take it over.
     if (g.node.op.name === 'scatter_elements' && attrs.axis === axis && isScatteredIntoZeros(g)) {
       const [, index, values] = inputs as [Tensor, Tensor, Tensor]
+      if (values.shape[axis] === 1) return mul(apply1('scatter_elements', [p, index, filledLike(values, -1)], attrs), values.neg())
       return apply1('scatter_elements', [mul(p, values.sum([axis], true).neg()), index, values], attrs)
     }
     return sub(g, mul(p, g.sum([axis], true)))
@@ -130,8 +133,8 @@ for (const [name, onnx, doc] of [
     doc,
     infer: (inputs) => [need(name, inputs, 0)],
     lower: (e, [x], { attrs: a }) => e.emit(onnx, [x as string], { axis: a.axis as number }),
-    gradient: ({ outputs: [y], attrs }, [g]) => [
-      (softmaxRules[name] as (g: Tensor, y: Tensor, axis: number) => Tensor)(g as Tensor, y as Tensor, attrs.axis as number),
+    gradient: ({ inputs: [x], outputs: [y], attrs }, [g]) => [
+      softmaxRules[name]?.(g as Tensor, x as Tensor, y as Tensor, attrs.axis as number),
     ],
   })
 

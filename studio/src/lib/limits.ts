@@ -17,7 +17,7 @@ const share = 0.99
 /** Where the largest value is no further than this beyond that share, the scale goes up to it. */
 const near = 1.4
 /** How many times the others the first position must be to be left out. */
-const huge = 1.5
+const huge = 1.25
 
 /**
  * Limits for rows of values by position: zero to the 99th percentile, or symmetric about zero. Many models hold a huge

@@ -24,6 +24,7 @@ export interface Derived {
 /** Labels and figures that were recorded with the tensors. */
 export interface DerivedFacts {
   readonly labels: { readonly components: readonly string[]; readonly accumulated: readonly string[]; readonly heads: readonly string[] }
+  readonly tensors: Readonly<Record<string, { readonly b_U_difference?: number }>>
   readonly attribution_vs_patching: { readonly correlation: number; readonly largest_difference: number }
 }
 

@@ -1,0 +1,162 @@
+"""Record reference values of tiny random Hugging Face models: test/goldens/NAME for each line of the table below.
+
+usage: python make.py [NAME...]        (needs torch, transformers >= 5, safetensors; CPU, float32)
+
+A folder holds a checkpoint (config.json, model.safetensors) and golden.safetensors:
+  input_ids, attention_mask      [3, 12]: row 0 is full, row 1 padded on the right, row 2 on the left
+  position_ids                   where the reference counts padding in its learned positions
+  logits, resid_pre.0, resid_post.L, attn_out.1, mlp_out.1, attn_probs.1
+  router_logits.L, expert_weights.L, expert_indices.L
+  steer.vector, steered.logits   resid_post.1 += steer.vector
+  ablated.logits                 the output of the MLP module of block 0 set to zero
+  greedy                         [1, 16] tokens after row 0
+Values are compared where the mask is one.
+"""
+import json, os, sys
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCAB, WIDTH, LAYERS, HEADS, HIDDEN, CONTEXT = 47, 24, 2, 3, 40, 40
+ids = dict(vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+neo = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=HIDDEN, max_position_embeddings=CONTEXT, **ids)
+llama = dict(num_key_value_heads=1, **neo)
+gpt = dict(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=CONTEXT, **ids)
+falcon = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, ffn_hidden_size=HIDDEN, **ids)
+experts = dict(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=16)
+windows = dict(sliding_window=6, layer_types=['sliding_attention', 'full_attention'])
+scales = dict(embedding_multiplier=3.0, attention_multiplier=8**-.5, residual_multiplier=.5, logits_scaling=2.0)
+rope = lambda kind, **more: dict(rope_parameters=dict(rope_type=kind, rope_theta=1e4, **more))
+slow = dict(short_factor=[1, 1.1, 1.2, 1.3], long_factor=[2, 2.1, 2.2, 2.3])
+
+FAMILIES = {
+    'arcee': ('arcee', llama),
+    'bloom': ('bloom', dict(hidden_size=WIDTH, n_layer=LAYERS, n_head=HEADS, **ids)),
+    'cohere': ('cohere', dict(llama, logit_scale=.25, use_qk_norm=True)),
+    'cohere2': ('cohere2', dict(llama, logit_scale=.25, **windows)),
+    'ernie4_5': ('ernie4_5', dict(llama, head_dim=8)),
+    'exaone4': ('exaone4', dict(llama, head_dim=8, **windows)),
+    'falcon-7b': ('falcon', dict(falcon, multi_query=True, parallel_attn=True, bias=False)),
+    'falcon-40b': ('falcon', dict(falcon, num_kv_heads=1, new_decoder_architecture=True, bias=False)),
+    'falcon-rw': ('falcon', dict(falcon, alibi=True, multi_query=False, parallel_attn=False, bias=True)),
+    'gemma': ('gemma', dict(llama, head_dim=8)),
+    'gemma3-mixed': ('gemma3_text', dict(llama, head_dim=16, query_pre_attn_scalar=12, **windows, rope_parameters=dict(
+        full_attention=dict(rope_type='linear', factor=8.0, rope_theta=1e6), sliding_attention=dict(rope_type='default', rope_theta=1e4)))),
+    'gemma3-vision': ('gemma3', dict(
+        text_config=dict(llama, head_dim=8, query_pre_attn_scalar=8, **windows), mm_tokens_per_image=4, image_token_index=46, boi_token_index=45, eoi_token_index=44,
+        vision_config=dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16, patch_size=8))),
+    'glm': ('glm', dict(llama, head_dim=8)),
+    'glm4': ('glm4', dict(llama, head_dim=8)),
+    'gpt_bigcode': ('gpt_bigcode', dict(gpt, n_inner=HIDDEN)),
+    'gpt_neo': ('gpt_neo', dict(hidden_size=WIDTH, num_layers=LAYERS, num_heads=HEADS, intermediate_size=HIDDEN, max_position_embeddings=CONTEXT,
+                                window_size=6, attention_types=[[['global', 'local'], 1]], **ids)),
+    'gptj': ('gptj', dict(gpt, rotary_dim=4, n_inner=HIDDEN)),
+    'granite': ('granite', dict(llama, **scales)),
+    'granitemoe': ('granitemoe', dict(llama, num_local_experts=3, num_experts_per_tok=2, **scales)),
+    'helium': ('helium', dict(llama, head_dim=8)),
+    'llama-dynamic': ('llama', dict(llama, max_position_embeddings=32, **rope('dynamic', factor=2.0))),
+    'llama-linear': ('llama', dict(llama, attention_bias=True, mlp_bias=True, **rope('linear', factor=4.0))),
+    'llama-yarn': ('llama', dict(llama, **rope('yarn', factor=4.0, original_max_position_embeddings=10))),
+    'minicpm': ('granite', dict(llama, **scales)),
+    'ministral': ('ministral', dict(llama, head_dim=16, **windows)),
+    'mixtral': ('mixtral', dict(llama, num_local_experts=3, num_experts_per_tok=2)),
+    'mpt': ('mpt', dict(d_model=WIDTH, n_heads=HEADS, n_layers=LAYERS, max_seq_len=CONTEXT, vocab_size=VOCAB)),
+    'nemotron': ('nemotron', llama),
+    'olmo': ('olmo', dict(llama, clip_qkv=.5)),
+    'olmo2': ('olmo2', llama),
+    'olmo3': ('olmo3', dict(llama, **windows)),
+    'olmoe': ('olmoe', dict(llama, num_experts=3, num_experts_per_tok=2, intermediate_size=16)),
+    'opt-350m': ('opt', dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, ffn_dim=HIDDEN, max_position_embeddings=CONTEXT,
+                             word_embed_proj_dim=16, do_layer_norm_before=False, **ids)),
+    'phi': ('phi', dict(neo, partial_rotary_factor=.5, qk_layernorm=True)),
+    'phi3-longrope': ('phi3', dict(llama, original_max_position_embeddings=8, **rope('longrope', original_max_position_embeddings=8, **slow))),
+    'phi3-short': ('phi3', dict(llama, original_max_position_embeddings=32, **rope('longrope', original_max_position_embeddings=32, **slow))),
+    'qwen2-window': ('qwen2', dict(llama, sliding_window=6, use_sliding_window=True, max_window_layers=1)),
+    'qwen2_moe': ('qwen2_moe', dict(llama, shared_expert_intermediate_size=16, mlp_only_layers=[1], **experts)),
+    'qwen3_moe': ('qwen3_moe', dict(llama, head_dim=8, norm_topk_prob=True, **experts)),
+    'seed_oss': ('seed_oss', dict(llama, head_dim=8)),
+    'smollm3': ('smollm3', dict(llama, no_rope_layers=[1, 0])),
+    'stablelm': ('stablelm', dict(llama, use_qkv_bias=True)),
+    'stablelm-12b': ('stablelm', dict(llama, qk_layernorm=True, use_parallel_residual=True, partial_rotary_factor=.5)),
+    'starcoder2': ('starcoder2', dict(llama, sliding_window=6)),
+}
+# Families whose code is not part of transformers: the same numbers under another config.
+RENAMED = {'minicpm': dict(model_type='minicpm', scale_emb=3.0, scale_depth=.5 * LAYERS**.5, dim_model_base=WIDTH // 2)}
+# Its eager attention adds ALiBi twice.
+SDPA = ['falcon-rw']
+BLOCKS = ['model.layers', 'model.language_model.layers', 'transformer.h', 'transformer.blocks', 'gpt_neox.layers', 'model.decoder.layers']
+ATTENTION, MLP = ['self_attn', 'attn', 'attention', 'self_attention'], ['mlp', 'block_sparse_moe', 'ffn']
+
+
+def find(module, names):
+    """The first submodule that is there, by dotted path."""
+    for name in names:
+        m = module
+        for part in name.split('.'): m = getattr(m, part, None)
+        if m is not None: return m
+
+
+def first(x): return x[0] if isinstance(x, (tuple, list)) else x
+
+
+def keep(store, name, part=0):
+    def hook(_module, _inputs, output): store[name] = (output if torch.is_tensor(output) else output[part]).detach().float().clone()
+    return hook
+
+
+def replaced(module, change):
+    """Runs with the output of a module changed."""
+    def hook(_module, _inputs, output): return change(output) if torch.is_tensor(output) else (change(output[0]), *output[1:])
+    return module.register_forward_hook(hook)
+
+
+@torch.no_grad()
+def make(name):
+    kind, settings = FAMILIES[name]
+    torch.manual_seed(sum(map(ord, name)))
+    attention = 'sdpa' if name in SDPA else 'eager'
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings), attn_implementation=attention).float().eval()
+    for n, p in model.named_parameters():
+        if p.dim() >= 2: p.normal_(0, 1 / p.shape[-1]**.5)
+        elif 'bias' in n: p.normal_(0, .1)
+        else: p.add_(.2 * torch.randn_like(p))
+    model.tie_weights()
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    model.save_pretrained(folder)
+    tokens, mask = torch.randint(3, VOCAB, (3, 12)), torch.ones(3, 12, dtype=torch.long)
+    mask[1, 8:] = 0; mask[2, :3] = 0; tokens[mask == 0] = 0
+    feed, out = dict(input_ids=tokens, attention_mask=mask), {}
+    blocks = find(model, BLOCKS)
+    hooks = [blocks[0].register_forward_pre_hook(lambda _m, a, k: out.__setitem__('resid_pre.0', (a[0] if a else k['hidden_states']).clone()), with_kwargs=True)]
+    for layer, block in enumerate(blocks):
+        hooks.append(block.register_forward_hook(keep(out, f'resid_post.{layer}')))
+        for site, module in (('attn_out', find(block, ATTENTION)), ('mlp_out', find(block, MLP))):
+            if layer == 1 and module is not None: hooks.append(module.register_forward_hook(keep(out, f'{site}.1')))
+        router = find(block, ['mlp.gate'])
+        if router is not None and not isinstance(router, torch.nn.Linear):
+            for part, site in enumerate(('router_logits', 'expert_weights', 'expert_indices')): hooks.append(router.register_forward_hook(keep(out, f'{site}.{layer}', part)))
+    result = model(**feed, output_attentions=attention == 'eager')
+    for h in hooks: h.remove()
+    out.update(feed, logits=result.logits)
+    for n in [n for n in out if n.startswith(('router', 'expert'))]: out[n] = out[n].reshape(3, 12, -1)
+    if attention == 'eager': out['attn_probs.1'] = result.attentions[1]
+    if kind in ('gpt2', 'gpt_neo', 'gpt_bigcode'): out['position_ids'] = torch.arange(12).repeat(3, 1)
+    vector = out['steer.vector'] = torch.randn(WIDTH)
+    hook = replaced(blocks[1], lambda x: x + vector); out['steered.logits'] = model(**feed).logits; hook.remove()
+    mlp = find(blocks[0], MLP)
+    if mlp is not None:
+        hook = replaced(mlp, torch.zeros_like); out['ablated.logits'] = model(**feed).logits; hook.remove()
+    row = tokens[:1]
+    for _ in range(16): row = torch.cat([row, model(input_ids=row).logits[:, -1:].argmax(-1)], 1)
+    out['greedy'] = row[:, 12:]
+    save_file({k: v.contiguous().clone() for k, v in out.items()}, os.path.join(folder, 'golden.safetensors'))
+    path = os.path.join(folder, 'config.json')
+    config = {**json.load(open(path)), **RENAMED.get(name, {})}
+    json.dump({k: v for k, v in config.items() if v is not None or k == 'sliding_window'}, open(path, 'w'), indent=1)
+    extra = os.path.join(folder, 'generation_config.json')
+    if os.path.exists(extra): os.remove(extra)
+    print(f'{name}: {len(out)} tensors, logits {out["logits"].std():.2f}, {sum(os.path.getsize(os.path.join(folder, f)) for f in os.listdir(folder)) // 1000} kB')
+
+
+if __name__ == '__main__':
+    for name in sys.argv[1:] or FAMILIES: make(name)
