@@ -63,7 +63,14 @@ export async function alternate(contenders, { warmups = 3, rounds = 20, budgetSe
     const own = samples.get(c.name)
     // The ratio of a round, so that a machine whose speed drifts does not decide.
     const ratios = own.map((v, i) => v / base[i])
-    return { contender: c.name, unit: c.unit ?? 'ms', ...summary(own), ratio: median(ratios), samples: own, ...(c.checks ? { checks: c.checks() } : {}) }
+    return {
+      contender: c.name,
+      unit: c.unit ?? 'ms',
+      ...summary(own),
+      ratio: median(ratios),
+      samples: own,
+      ...(c.checks ? { checks: c.checks() } : {}),
+    }
   })
 }
 
@@ -81,6 +88,17 @@ export function relativeError(ours, reference) {
 /** Rows of a job as a Markdown table. */
 export function table(job, rows) {
   const line = (r) =>
-    `| ${r.contender} | ${r.median.toFixed(r.unit === 'ms' ? 1 : 2)} | ${r.iqr.toFixed(1)} | ${r.n} | ${r.ratio.toFixed(3)} | ${Object.entries(r.checks ?? {}).map(([k, v]) => `${k} ${typeof v === 'number' ? Number(v.toPrecision(2)) : v}`).join(', ')} |`
-  return [`### ${job.id} · ${job.title} · ${job.model}`, '', `| contender | median ${rows[0].unit} | IQR | n | ratio | checks |`, '|---|---|---|---|---|---|', ...rows.map(line), ''].join('\n')
+    `| ${r.contender} | ${r.median.toFixed(r.unit === 'ms' ? 1 : 2)} | ${r.iqr.toFixed(1)} | ${r.n} | ${r.ratio.toFixed(3)} | ${Object.entries(
+      r.checks ?? {},
+    )
+      .map(([k, v]) => `${k} ${typeof v === 'number' ? Number(v.toPrecision(2)) : v}`)
+      .join(', ')} |`
+  return [
+    `### ${job.id} · ${job.title} · ${job.model}`,
+    '',
+    `| contender | median ${rows[0].unit} | IQR | n | ratio | checks |`,
+    '|---|---|---|---|---|---|',
+    ...rows.map(line),
+    '',
+  ].join('\n')
 }

@@ -30,10 +30,22 @@ async function smolShape(home) {
   const kv = 192
   const shapes = { 'model.embed_tokens.weight': [v, d], 'model.norm.weight': [d] }
   for (let l = 0; l < L; l++)
-    Object.assign(shapes, Object.fromEntries(Object.entries({
-      'input_layernorm': [d], 'self_attn.q_proj': [d, d], 'self_attn.k_proj': [kv, d], 'self_attn.v_proj': [kv, d], 'self_attn.o_proj': [d, d],
-      'post_attention_layernorm': [d], 'mlp.gate_proj': [f, d], 'mlp.up_proj': [f, d], 'mlp.down_proj': [d, f],
-    }).map(([n, s]) => [`model.layers.${l}.${n}.weight`, s])))
+    Object.assign(
+      shapes,
+      Object.fromEntries(
+        Object.entries({
+          input_layernorm: [d],
+          'self_attn.q_proj': [d, d],
+          'self_attn.k_proj': [kv, d],
+          'self_attn.v_proj': [kv, d],
+          'self_attn.o_proj': [d, d],
+          post_attention_layernorm: [d],
+          'mlp.gate_proj': [f, d],
+          'mlp.up_proj': [f, d],
+          'mlp.down_proj': [d, f],
+        }).map(([n, s]) => [`model.layers.${l}.${n}.weight`, s]),
+      ),
+    )
   const entries = Object.entries(shapes).map(([name, shape]) => ({ name, dtype: 'float32', shape }))
   const writer = await createSafetensorsWriter(join(folder, 'model.safetensors'), entries)
   let state = 1
@@ -44,7 +56,10 @@ async function smolShape(home) {
   for (const { name, shape } of entries) {
     const norm = shape.length === 1
     const scale = norm ? 0.2 : 2 / Math.sqrt(shape[1])
-    await writer.write(name, Float32Array.from({ length: shape.reduce((p, n) => p * n, 1) }, () => (norm ? 1 : 0) + random() * scale))
+    await writer.write(
+      name,
+      Float32Array.from({ length: shape.reduce((p, n) => p * n, 1) }, () => (norm ? 1 : 0) + random() * scale),
+    )
   }
   await writer.finish()
   writeFileSync(join(folder, 'config.json'), JSON.stringify(smolConfig, null, 2))

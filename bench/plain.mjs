@@ -4,11 +4,22 @@ import { create, toBinary } from '@bufbuild/protobuf'
 import ort from 'onnxruntime-node'
 import * as onnx from '../dist/tensor/onnx/gen/onnx_pb.js'
 
-const attributeOf = (name, v) =>
-  typeof v === 'number' ? { name, type: 2, i: BigInt(v) } : { name, type: 1, f: v.f }
+const attributeOf = (name, v) => (typeof v === 'number' ? { name, type: 2, i: BigInt(v) } : { name, type: 1, f: v.f })
 const info = (name, elemType, dims) => ({
   name,
-  type: { value: { case: 'tensorType', value: { elemType, shape: { dim: dims.map((d) => ({ value: typeof d === 'number' ? { case: 'dimValue', value: BigInt(d) } : { case: 'dimParam', value: d } })) } } } },
+  type: {
+    value: {
+      case: 'tensorType',
+      value: {
+        elemType,
+        shape: {
+          dim: dims.map((d) => ({
+            value: typeof d === 'number' ? { case: 'dimValue', value: BigInt(d) } : { case: 'dimParam', value: d },
+          })),
+        },
+      },
+    },
+  },
 })
 
 /** Writes matrices as [in, out], the layout that MatMul wants, once. */
@@ -63,10 +74,26 @@ export async function plainModel(model, { file, threads, logits = 'all', taps = 
     const ref = model.weights.get(name)
     const shape = ref.shape.length === 2 && name !== 'model.embed_tokens.weight' ? ref.shape.toReversed() : ref.shape
     const { offset, length } = places.get(name)
-    initializers.push({ name, dims: shape.map(BigInt), dataType: 1, dataLocation: 1, externalData: [{ key: 'location', value: file.slice(1) }, { key: 'offset', value: String(offset) }, { key: 'length', value: String(length) }] })
+    initializers.push({
+      name,
+      dims: shape.map(BigInt),
+      dataType: 1,
+      dataLocation: 1,
+      externalData: [
+        { key: 'location', value: file.slice(1) },
+        { key: 'offset', value: String(offset) },
+        { key: 'length', value: String(length) },
+      ],
+    })
     return name
   }
-  const inputs = [info('ids', 7, ['b', 's']), info('seqlens', 6, ['b']), info('total', 6, []), info('cos', 1, ['m', s.headDim / 2]), info('sin', 1, ['m', s.headDim / 2])]
+  const inputs = [
+    info('ids', 7, ['b', 's']),
+    info('seqlens', 6, ['b']),
+    info('total', 6, []),
+    info('cos', 1, ['m', s.headDim / 2]),
+    info('sin', 1, ['m', s.headDim / 2]),
+  ]
   const outputs = []
   const eps = { epsilon: { f: 1e-5 } }
   let x = op('Gather', [weight('model.embed_tokens.weight'), 'ids'])
@@ -75,14 +102,35 @@ export async function plainModel(model, { file, threads, logits = 'all', taps = 
     const at = (n) => weight(`model.layers.${l}.${n}.weight`)
     const mm = (v, n) => op('MatMul', [v, at(n)])
     inputs.push(info(`pk${l}`, 1, ['b', s.kvHeads, 'cap', s.headDim]), info(`pv${l}`, 1, ['b', s.kvHeads, 'cap', s.headDim]))
-    const z = op('GroupQueryAttention', [mm(h, 'self_attn.q_proj'), mm(h, 'self_attn.k_proj'), mm(h, 'self_attn.v_proj'), `pk${l}`, `pv${l}`, 'seqlens', 'total', 'cos', 'sin'],
-      { num_heads: s.heads, kv_num_heads: s.kvHeads, do_rotary: 1, rotary_interleaved: model.interleaved ? 1 : 0 }, [`z${l}`, `nk${l}`, `nv${l}`], ms)[0]
+    const z = op(
+      'GroupQueryAttention',
+      [
+        mm(h, 'self_attn.q_proj'),
+        mm(h, 'self_attn.k_proj'),
+        mm(h, 'self_attn.v_proj'),
+        `pk${l}`,
+        `pv${l}`,
+        'seqlens',
+        'total',
+        'cos',
+        'sin',
+      ],
+      { num_heads: s.heads, kv_num_heads: s.kvHeads, do_rotary: 1, rotary_interleaved: model.interleaved ? 1 : 0 },
+      [`z${l}`, `nk${l}`, `nv${l}`],
+      ms,
+    )[0]
     outputs.push(info(`nk${l}`, 1, ['b', s.kvHeads, 'cap', s.headDim]), info(`nv${l}`, 1, ['b', s.kvHeads, 'cap', s.headDim]))
     const [h2, , , mid] = op('SkipSimplifiedLayerNormalization', [x, mm(z, 'self_attn.o_proj'), at('post_attention_layernorm')], eps, 4, ms)
     const act = op('Mul', [op('QuickGelu', [mm(h2, 'mlp.gate_proj')], { alpha: { f: 1 } }, 1, ms), mm(h2, 'mlp.up_proj')])
     const next = l + 1 < s.layers ? `model.layers.${l + 1}.input_layernorm.weight` : 'model.norm.weight'
     const sum = `resid${l}`
-    const [normed] = op('SkipSimplifiedLayerNormalization', [mid, mm(act, 'mlp.down_proj'), weight(next)], eps, [`h${l}`, `a${l}`, `b${l}`, sum], ms)
+    const [normed] = op(
+      'SkipSimplifiedLayerNormalization',
+      [mid, mm(act, 'mlp.down_proj'), weight(next)],
+      eps,
+      [`h${l}`, `a${l}`, `b${l}`, sum],
+      ms,
+    )
     h = normed
     x = sum
     if (taps.includes(l)) outputs.push(info(sum, 1, ['b', 's', s.dModel]))
@@ -92,14 +140,22 @@ export async function plainModel(model, { file, threads, logits = 'all', taps = 
       inputs.push(info('last', 7, ['b', 1]))
       h = op('GatherND', [h, 'last'], { batch_dims: 1 })
     }
-    const head = model.tied ? op('FusedMatMul', [h, 'model.embed_tokens.weight'], { transB: 1, alpha: { f: 1 } }, ['logits'], ms) : op('MatMul', [h, weight('lm_head.weight')], {}, ['logits'])
+    const head = model.tied
+      ? op('FusedMatMul', [h, 'model.embed_tokens.weight'], { transB: 1, alpha: { f: 1 } }, ['logits'], ms)
+      : op('MatMul', [h, weight('lm_head.weight')], {}, ['logits'])
     outputs.push(info(head, 1, logits === 'last' ? ['b', s.vocab] : ['b', 's', s.vocab]))
   }
-  const bytes = toBinary(onnx.ModelProtoSchema, create(onnx.ModelProtoSchema, {
-    irVersion: 10n,
-    opsetImport: [{ domain: '', version: 21n }, { domain: ms, version: 1n }],
-    graph: { name: 'plain', node: nodes, initializer: initializers, input: inputs, output: outputs },
-  }))
+  const bytes = toBinary(
+    onnx.ModelProtoSchema,
+    create(onnx.ModelProtoSchema, {
+      irVersion: 10n,
+      opsetImport: [
+        { domain: '', version: 21n },
+        { domain: ms, version: 1n },
+      ],
+      graph: { name: 'plain', node: nodes, initializer: initializers, input: inputs, output: outputs },
+    }),
+  )
   const session = await ort.InferenceSession.create(bytes, {
     intraOpNumThreads: threads,
     interOpNumThreads: 1,
@@ -108,7 +164,13 @@ export async function plainModel(model, { file, threads, logits = 'all', taps = 
   })
   const table = (f) => {
     const half = s.headDim / 2
-    return new ort.Tensor('float32', Float32Array.from({ length: model.context * half }, (_, i) => f(Math.floor(i / half) / model.theta ** ((2 * (i % half)) / s.headDim))), [model.context, half])
+    return new ort.Tensor(
+      'float32',
+      Float32Array.from({ length: model.context * half }, (_, i) =>
+        f(Math.floor(i / half) / model.theta ** ((2 * (i % half)) / s.headDim)),
+      ),
+      [model.context, half],
+    )
   }
   const [cos, sin] = [table(Math.cos), table(Math.sin)]
   const cacheOf = (batch, capacity) => {
@@ -116,7 +178,12 @@ export async function plainModel(model, { file, threads, logits = 'all', taps = 
     const fetches = {}
     for (let l = 0; l < layers; l++)
       for (const c of ['k', 'v']) {
-        const t = new ort.Tensor('float32', new Float32Array(batch * s.kvHeads * capacity * s.headDim), [batch, s.kvHeads, capacity, s.headDim])
+        const t = new ort.Tensor('float32', new Float32Array(batch * s.kvHeads * capacity * s.headDim), [
+          batch,
+          s.kvHeads,
+          capacity,
+          s.headDim,
+        ])
         feeds[`p${c}${l}`] = t
         fetches[`n${c}${l}`] = t
       }
@@ -130,7 +197,15 @@ export async function plainModel(model, { file, threads, logits = 'all', taps = 
       total: new ort.Tensor('int32', Int32Array.of(past + n), []),
       cos,
       sin,
-      ...(logits === 'last' && layers === s.layers ? { last: new ort.Tensor('int64', BigInt64Array.from(rows, () => BigInt(n - 1)), [b, 1]) } : {}),
+      ...(logits === 'last' && layers === s.layers
+        ? {
+            last: new ort.Tensor(
+              'int64',
+              BigInt64Array.from(rows, () => BigInt(n - 1)),
+              [b, 1],
+            ),
+          }
+        : {}),
       ...cache.feeds,
     }
     return session.run(feeds, { ...cache.fetches, ...fetch })

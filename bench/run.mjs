@@ -25,7 +25,13 @@ if (unknown.length > 0) {
   process.exit(2)
 }
 const options = { threads: Number(values.threads), rounds: Number(values.rounds), budgetSeconds: Number(values.budget) }
-const about = { machine: machine(), runtime: (await getRuntime()).version, threads: options.threads, precision: 'f32', date: new Date().toISOString().slice(0, 10) }
+const about = {
+  machine: machine(),
+  runtime: (await getRuntime()).version,
+  threads: options.threads,
+  precision: 'f32',
+  date: new Date().toISOString().slice(0, 10),
+}
 const cells = []
 const tables = []
 for (const name of values.model) {
@@ -39,7 +45,8 @@ for (const name of values.model) {
     const rows = await job.run({ model, facts, file, options, batch })
     const shape = job.single ? name : `${name} · ${batch}x128`
     tables.push(table({ id, title: job.title, model: shape }, rows))
-    for (const r of rows) cells.push({ job: id, title: job.title, model: name, batch, ...r, peakRssMB: Math.round(process.resourceUsage().maxRSS / 1024) })
+    for (const r of rows)
+      cells.push({ job: id, title: job.title, model: name, batch, ...r, peakRssMB: Math.round(process.resourceUsage().maxRSS / 1024) })
     console.log(tables.at(-1))
     await model.dispose()
   }

@@ -17,20 +17,25 @@ const errorOf = (ours, reference) => () => ({ error: relativeError(ours(), refer
 async function forward({ model, facts, file, options, batch }, { taps, plainTaps, plainLayers, logits = true }) {
   const ids = Array.from({ length: batch }, (_, b) => row(model.spec.vocab, context, b))
   const plain = await plainModel(facts, { file, threads: options.threads, taps: [] })
-  const tapped = plainTaps || plainLayers ? await plainModel(facts, { file, threads: options.threads, taps: plainTaps ?? [], layers: plainLayers ?? model.spec.layers }) : undefined
-  let ours
-  let theirs
+  const tapped =
+    plainTaps || plainLayers
+      ? await plainModel(facts, { file, threads: options.threads, taps: plainTaps ?? [], layers: plainLayers ?? model.spec.layers })
+      : undefined
+  const results = {}
+  const keep = (key, run) => async () => {
+    results[key] = await run()
+  }
   const last = plainTaps?.at(-1)
   const rows = await alternate(
     [
-      { name: 'plain ONNX Runtime, no tap', run: async () => void (theirs = await plain.forward(ids)) },
-      ...(tapped ? [{ name: 'plain ONNX Runtime, same outputs', run: async () => void (theirs = await tapped.forward(ids)) }] : []),
+      { name: 'plain ONNX Runtime, no tap', run: keep('theirs', () => plain.forward(ids)) },
+      ...(tapped ? [{ name: 'plain ONNX Runtime, same outputs', run: keep('theirs', () => tapped.forward(ids)) }] : []),
       {
         name: 'actlens',
-        run: async () => void (ours = await model.run({ rows: ids }, { taps, logits })),
+        run: keep('ours', () => model.run({ rows: ids }, { taps, logits })),
         checks: errorOf(
-          () => (logits && !taps.length ? ours.logits.data : ours.taps[`resid_post.${last}`].data),
-          () => (logits && !taps.length ? theirs.logits.data : theirs[`resid${last}`].data),
+          () => (logits && !taps.length ? results.ours.logits.data : results.ours.taps[`resid_post.${last}`].data),
+          () => (logits && !taps.length ? results.theirs.logits.data : results.theirs[`resid${last}`].data),
         ),
       },
     ],
@@ -59,7 +64,9 @@ async function generation({ model, facts, file, options }, variants) {
       name,
       unit: 'tok/s',
       run: async () => {
-        const [own, speed] = await rate(async () => (await edited.generate({ ids }, { maxNewTokens: newTokens, ignoreEos: true, ...extra }).result()).tokens)
+        const [own, speed] = await rate(
+          async () => (await edited.generate({ ids }, { maxNewTokens: newTokens, ignoreEos: true, ...extra }).result()).tokens,
+        )
         tokens = own
         return speed
       },
@@ -114,7 +121,11 @@ export const jobs = {
       return forward(c, { taps: [`resid_post.${layers - 1}`], plainTaps: [layers - 1], plainLayers: layers, logits: false })
     },
   },
-  J6: { title: 'taps in generation', single: true, run: (c) => generation(c, (m) => [['actlens, one tap', m, { taps: [`resid_post.${middle(m)}`] }]]) },
+  J6: {
+    title: 'taps in generation',
+    single: true,
+    run: (c) => generation(c, (m) => [['actlens, one tap', m, { taps: [`resid_post.${middle(m)}`] }]]),
+  },
   J7: { title: 'steered generation', single: true, run: (c) => generation(c, steered) },
   EDIT: {
     title: 'edit at a site that was never edited before, to its first result',
@@ -126,7 +137,14 @@ export const jobs = {
       return alternate(
         [
           { name: 'actlens, no edit', run: () => model.run({ ids }).then(() => undefined) },
-          { name: 'actlens, zero at a new mlp_out', run: () => model.with(zero(`mlp_out.${layer++ % model.spec.layers}`)).run({ ids }).then(() => undefined) },
+          {
+            name: 'actlens, zero at a new mlp_out',
+            run: () =>
+              model
+                .with(zero(`mlp_out.${layer++ % model.spec.layers}`))
+                .run({ ids })
+                .then(() => undefined),
+          },
         ],
         { ...options, warmups: 0, rounds: Math.min(model.spec.layers, 10) },
       )
@@ -137,10 +155,21 @@ export const jobs = {
     single: true,
     embeddedOnly: true,
     run: ({ options }) =>
-      alternate([{ name: 'actlens generate embedded --max-new-tokens 1', run: () => run(process.execPath, [cli, 'generate', 'embedded', '--prompt', 'Once upon a time', '--max-new-tokens', '1', '--quiet']).then(() => undefined) }], {
-        ...options,
-        warmups: 1,
-        rounds: 7,
-      }),
+      alternate(
+        [
+          {
+            name: 'actlens generate embedded --max-new-tokens 1',
+            run: () =>
+              run(process.execPath, [cli, 'generate', 'embedded', '--prompt', 'Once upon a time', '--max-new-tokens', '1', '--quiet']).then(
+                () => undefined,
+              ),
+          },
+        ],
+        {
+          ...options,
+          warmups: 1,
+          rounds: 7,
+        },
+      ),
   },
 }
