@@ -1,6 +1,5 @@
 /** Measures a vector at every layer, saves it, loads it again and steers with it: node examples/save-vector.mjs [FILE] */
-import { load } from 'actlens'
-import { loadVector, meanDifference, saveVector, steer } from 'actlens/steer'
+import { load, loadVector, meanDifference, saveVector, steer } from 'actlens'
 
 const path = process.argv[2] ?? 'gloom.safetensors'
 const model = await load('embedded')

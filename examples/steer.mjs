@@ -1,6 +1,5 @@
 /** Tells the same story with more and more sea in it. Moving the strength compiles nothing. */
-import { load } from 'actlens'
-import { meanDifference } from 'actlens/steer'
+import { load, meanDifference } from 'actlens'
 
 const model = await load('embedded')
 const sea = await meanDifference(model, {

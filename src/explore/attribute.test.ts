@@ -95,6 +95,15 @@ describe.each([
       }
   })
 
+  it('is the same in segments', async () => {
+    await using model = await tinyModel(config)
+    await using segmented = await tinyModel(config, { compile: 'segmented' })
+    const request = { ...pair, sites: ['resid_pre.*', 'z.*', 'attn_scores.*'] }
+    const [a, b] = [await attribute(model, request), await attribute(segmented, request)]
+    expect(b.metric.clean).toBeCloseTo(a.metric.clean, 4)
+    for (const [name, t] of Object.entries(a.tables)) expect(errorOf(b.tables[name]!.data, t.data), name).toBeLessThan(1e-4)
+  })
+
   it('refuses what makes no sense', async () => {
     await using model = await tinyModel(config)
     await expect(attribute(model, { ...pair, sites: 'z.*', method: 'edge' as 'gradient' })).rejects.toThrow("no method 'edge'")

@@ -21,7 +21,7 @@ import {
 } from '../tensor/index.ts'
 import { directionOf, type PatchOptions, pairsOf, patternsOf, type SweepResult } from './patch.ts'
 import { cellsOf, headAxis, layoutOf, type SweepTable, tableOf } from './patch-cells.ts'
-import { type EditedModel, editedModel, inHead, readLogits, rowFeeds, sitesOf } from './patch-graph.ts'
+import { type EditedModel, editedModel, inHead, placeholders, readLogits, rowFeeds, sitesOf } from './patch-graph.ts'
 import { metricOf, type PreparedMetric, prepareMetric } from './patch-metric.ts'
 
 /** How an attribution is estimated. */
@@ -178,12 +178,15 @@ async function attributed(request: {
       const data = Float32Array.from(part, (r) => (r.site?.site === s.site ? (r.alpha ?? 0) : 0))
       return [names.alpha(s.site), { dtype: 'float32', shape: [part.length], data }]
     })
-    const out = await program.run({
-      ...rowFeeds(edited, new Array<readonly number[]>(part.length).fill(tokens), metric.position),
-      ...sources,
-      ...Object.fromEntries(alphas),
-      ...request.feeds(part.length),
-    })
+    const out = await program.run(
+      {
+        ...rowFeeds(edited, new Array<readonly number[]>(part.length).fill(tokens), metric.position),
+        ...sources,
+        ...Object.fromEntries(alphas),
+        ...request.feeds(part.length),
+      },
+      { fetch: [names.metric, ...sites.map((s) => names.part(s.site))] },
+    )
     for (const [b, row] of part.entries()) {
       const value = out[names.metric]?.data[b] as number
       if (row.site && row.alpha === 1) ends.set(row.site.site, value)
@@ -223,16 +226,24 @@ function addParts(table: SweepTable, parts: ReadonlyMap<string, Part>, pairs: nu
 
 /** Values at sites and logits of one row. */
 async function record(edited: EditedModel, metric: PreparedMetric, sites: readonly SiteInfo[], tokens: readonly number[]) {
-  const key = JSON.stringify(['attribute record', edited.structure, sites.map((s) => s.site), metric.everywhere])
-  const program = await edited.core.compiled(key, () => {
-    const { graph, logits } = graphOf(edited, metric, sites)
-    return { [names.logits]: logits, ...Object.fromEntries(sites.map((s) => [names.tap(s.site), graph.taps.get(s.site) as Tensor])) }
-  })
-  const out = await program.run(rowFeeds(edited, [tokens], metric.position))
-  return {
-    logits: out[names.logits] as NDArray,
-    sites: Object.fromEntries(sites.map((s) => [s.site, out[names.tap(s.site)] as NDArray])),
+  const outputs = [names.logits, ...sites.map((s) => names.tap(s.site))]
+  const whole = await attributionProgram(edited, metric, sites)
+  const feeds = rowFeeds(edited, [tokens], metric.position)
+  let out: Record<string, NDArray>
+  if (whole.size > 1) {
+    // In segments the forward ones are run alone, so that no weight is held twice.
+    const zeros = placeholders(whole, feeds, tokens.length)
+    for (const s of sites) if (s.row.fill !== undefined) (zeros[names.source(s.site)]?.data as Float32Array).fill(s.row.fill)
+    out = await whole.run({ ...feeds, ...zeros }, { fetch: outputs })
+  } else {
+    const key = JSON.stringify(['attribute record', edited.structure, sites.map((s) => s.site), metric.everywhere])
+    const program = await edited.core.compiled(key, () => {
+      const { graph, logits } = graphOf(edited, metric, sites)
+      return { [names.logits]: logits, ...Object.fromEntries(sites.map((s) => [names.tap(s.site), graph.taps.get(s.site) as Tensor])) }
+    })
+    out = await program.run(feeds)
   }
+  return { logits: out[names.logits] as NDArray, sites: Object.fromEntries(sites.map((s) => [s.site, out[names.tap(s.site)] as NDArray])) }
 }
 
 function graphOf(
@@ -265,8 +276,9 @@ function attributionProgram(edited: EditedModel, metric: PreparedMetric, sites: 
     const values = metric.build(logits)
     const at = sites.map((s) => graph.taps.get(s.site) as Tensor)
     const d = differentiate({ of: sum(values), at, cut: true })
+    const taps = sites.map((s, i) => [names.tap(s.site), d.map(at[i] as Tensor)])
     const parts = sites.map((s, i) => [names.part(s.site), partOf(s, mul(d.map(changes.get(s.site) as Tensor), d.grads[i] as Tensor))])
-    return { [names.metric]: d.map(values), ...Object.fromEntries(parts) }
+    return { [names.metric]: d.map(values), [names.logits]: d.map(logits), ...Object.fromEntries([...taps, ...parts]) }
   })
 }
 

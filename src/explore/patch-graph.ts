@@ -1,6 +1,6 @@
 /** @file Programs of one's own over a model: the graph with its edits and further ones, and what must be fed to it. */
 import { UsageError } from '../base/errors.ts'
-import type { NDArray } from '../base/types.ts'
+import { type NDArray, sizeOf } from '../base/types.ts'
 import { inputNames } from '../models/traced.ts'
 import { type Batch, batchOfRows, checkBatch, type ModelInput, stepFeeds } from '../run/batch.ts'
 import type { ModelCore } from '../run/core.ts'
@@ -9,7 +9,7 @@ import type { SiteInfo } from '../sites/address.ts'
 import type { Edit, FunctionEdit } from '../sites/edits.ts'
 import { type FireCounts, feedsOf, type PreparedEdit, prepareEdits } from '../sites/prepare.ts'
 import { type EditedGraph, rewriteModel } from '../sites/rewrite.ts'
-import { gatherRows, input, type Tensor, unsqueeze } from '../tensor/index.ts'
+import { gatherRows, input, type Program, type Tensor, unsqueeze } from '../tensor/index.ts'
 
 /** The shared part of a model. A model keeps it from its users; methods that build programs of their own need it. */
 export function coreOf(model: Model): ModelCore {
@@ -96,6 +96,21 @@ export function readLogits(logits: Tensor, request: { readonly lastOnly: boolean
   if (request.lastOnly || request.everywhere) return logits
   return unsqueeze(gatherRows(logits, input(inputNames.lastIndex, 'int64', ['batch'])), 1)
 }
+
+/** Zeros for the inputs of a program over one row that are not known: masks that hold nowhere, values that nobody reads. */
+export function placeholders(program: Program, known: Readonly<Record<string, NDArray>>, length: number): Record<string, NDArray> {
+  const sizes: Readonly<Record<string, number>> = { batch: 1 }
+  const open = [...program.inputs].filter(([name]) => known[name] === undefined)
+  return Object.fromEntries(
+    open.map(([name, t]) => {
+      const shape = t.shape.map((d) => (typeof d === 'number' ? d : (sizes[d] ?? length)))
+      return [name, { dtype: t.dtype, shape, data: zeroData(t.dtype, sizeOf(shape)) }]
+    }),
+  )
+}
+
+const zeroData = (dtype: Tensor['dtype'], size: number) =>
+  dtype === 'int64' ? new BigInt64Array(size) : dtype === 'bool' ? new Uint8Array(size) : new Float32Array(size)
 
 /** Integers as an array, of one axis by default. */
 export function int64(values: readonly number[], shape: readonly number[] = [values.length]): NDArray<BigInt64Array> {

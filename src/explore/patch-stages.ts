@@ -1,13 +1,13 @@
 /** @file A model cut into its blocks, so that a row that is changed in one block is computed from there on, and not before. */
 import { throwIfCancelled } from '../base/errors.ts'
-import { type NDArray, sizeOf } from '../base/types.ts'
+import type { NDArray } from '../base/types.ts'
 import { inputNames } from '../models/traced.ts'
 import type { ModelCore } from '../run/core.ts'
 import type { SiteInfo } from '../sites/address.ts'
 import { edit } from '../sites/edits.ts'
 import { input, type Program, Rewriter, type Tensor, topological, where } from '../tensor/index.ts'
 import { type Cell, cellInputs, cellTensors, headAxis, maskOf } from './patch-cells.ts'
-import { type EditedModel, inHead, readLogits, rowFeeds } from './patch-graph.ts'
+import { type EditedModel, inHead, placeholders, readLogits, rowFeeds } from './patch-graph.ts'
 import type { PreparedMetric } from './patch-metric.ts'
 
 /** What is computed of rows without changes: the stream into each stage, the values at the changed sites, logits and metric. */
@@ -83,7 +83,7 @@ export class Stages {
       const known = { ...feeds, ...(stream ? { [names.stream]: stream } : {}) }
       const taps = stage.sites.map((s) => names.tap(s.site))
       const out = await stage.program.run(
-        { ...known, ...unused(stage.program, known, tokens.length) },
+        { ...known, ...placeholders(stage.program, known, tokens.length) },
         { fetch: [...taps, stage.last ? names.logits : names.stream] },
       )
       for (const s of stage.sites) values[s.site] = out[names.tap(s.site)] as NDArray
@@ -142,21 +142,6 @@ export class Stages {
     )
   }
 }
-
-/** Values of inputs that change nothing: masks that hold nowhere, sources and metrics that nobody reads. */
-function unused(program: Program, known: Readonly<Record<string, NDArray>>, length: number): Record<string, NDArray> {
-  const sizes: Readonly<Record<string, number>> = { batch: 1 }
-  const open = [...program.inputs].filter(([name]) => known[name] === undefined)
-  return Object.fromEntries(
-    open.map(([name, t]) => {
-      const shape = t.shape.map((d) => (typeof d === 'number' ? d : (sizes[d] ?? length)))
-      return [name, { dtype: t.dtype, shape, data: zeroData(t.dtype, sizeOf(shape)) }]
-    }),
-  )
-}
-
-const zeroData = (dtype: Tensor['dtype'], size: number) =>
-  dtype === 'int64' ? new BigInt64Array(size) : dtype === 'bool' ? new Uint8Array(size) : new Float32Array(size)
 
 /** The stage of a site among `layers` blocks; the head is the last. */
 function stageOf(site: SiteInfo, layers: number): number {

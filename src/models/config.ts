@@ -53,7 +53,8 @@ export class ConfigReader {
   /** A list of numbers. */
   numbers(name: string): readonly number[] {
     const value = this.config[name]
-    if (!Array.isArray(value) || !value.every((v) => typeof v === 'number' && Number.isFinite(v))) throw this.missing([name], 'a list of numbers')
+    if (!Array.isArray(value) || !value.every((v) => typeof v === 'number' && Number.isFinite(v)))
+      throw this.missing([name], 'a list of numbers')
     return value as number[]
   }
 

@@ -53,7 +53,9 @@ const graniteScales = (f: Facts): Config => ({
 })
 /** The head's size, but for the largest models, whose scores are scaled by the width of the stream for each head. */
 const scoreScalar = (f: Facts, largest: number) =>
-  f.get('block_count') === largest ? Number(f.get('embedding_length')) / Number(f.get('attention.head_count')) : f.get('attention.key_length')
+  f.get('block_count') === largest
+    ? Number(f.get('embedding_length')) / Number(f.get('attention.head_count'))
+    : f.get('attention.key_length')
 const windowTypes = (f: Facts): Config => {
   const pattern = f.get('attention.sliding_window_pattern')
   return Array.isArray(pattern) ? { layer_types: pattern.map((w) => (w ? 'sliding_attention' : 'full_attention')) } : {}
@@ -142,12 +144,17 @@ const architectures: Readonly<Record<string, (f: Facts) => Architecture>> = {
   }),
   qwen3: () => ({ family: 'qwen3', names: llamaNames }),
   qwen3moe: () => ({ family: 'qwen3_moe', names: llamaNames, config: (f) => ({ ...stacked(f), norm_topk_prob: true }) }),
-  'seed_oss': () => ({ family: 'seed_oss', names: seedOssNames }),
+  seed_oss: () => ({ family: 'seed_oss', names: seedOssNames }),
   smollm3: () => ({ family: 'smollm3', names: llamaNames, config: () => reordered }),
   stablelm: () => ({
     family: 'stablelm',
     names: llamaNames,
     config: (f) => ({ use_qkv_bias: f.has('blk.0.attn_q.bias'), use_parallel_residual: f.get('use_parallel_residual') ?? false }),
+  }),
+  starcoder: (f) => ({
+    family: 'gpt_bigcode',
+    names: gpt2Names,
+    config: () => ({ multi_query: f.get('attention.head_count_kv') === 1 }),
   }),
   starcoder2: () => ({ family: 'starcoder2', names: starcoder2Names, config: (f) => ({ use_bias: f.has('blk.0.attn_q.bias') }) }),
 }
@@ -168,7 +175,12 @@ export async function ggufModel(store: WeightStore): Promise<{ config: Config; s
   }
   const facts: Facts = { get, has: (tensor) => store.has(tensor) }
   const architecture = row(facts)
-  const config = { ...common(store, facts), model_type: architecture.family, ...architecture.config?.(facts), rope_parameters: await rope(store, get) }
+  const config = {
+    ...common(store, facts),
+    model_type: architecture.family,
+    ...architecture.config?.(facts),
+    rope_parameters: await rope(store, get),
+  }
   const tensors = [...store.tensors.values()]
     .filter((t) => !ropeTensors.includes(t.name))
     .map((t) => {
@@ -189,7 +201,7 @@ function common(store: WeightStore, { get, has }: Facts): Config {
   const context = get('context_length')
   const keyLength = get('attention.key_length')
   // Some converters wrote a width that the tensors do not have.
-  const down = has('blk.0.ffn_down.weight') ? store.get('blk.0.ffn_down.weight').shape[1] : undefined
+  const width = has('blk.0.ffn_down.weight') ? store.get('blk.0.ffn_down.weight').shape[1] : get('feed_forward_length')
   const attentionBias = has('blk.0.attn_q.bias') || has('blk.0.attn_qkv.bias')
   return {
     vocab_size: store.get('token_embd.weight').shape[0],
@@ -198,7 +210,8 @@ function common(store: WeightStore, { get, has }: Facts): Config {
     num_attention_heads: heads,
     num_key_value_heads: get('attention.head_count_kv') ?? heads,
     ...(keyLength === undefined ? {} : { head_dim: keyLength }),
-    intermediate_size: down ?? get('feed_forward_length'),
+    intermediate_size: width,
+    ffn_hidden_size: width,
     max_position_embeddings: context,
     n_positions: context,
     ...Object.fromEntries(epsNames.map((name) => [name, eps])),
@@ -226,7 +239,14 @@ async function rope(store: WeightStore, get: Facts['get']): Promise<Config> {
   if (store.has('rope_freqs.weight')) {
     // Llama 3.1's stretching, worked out by the converter.
     const factor = await divisors('rope_freqs.weight')
-    return { ...basic, rope_type: 'longrope', short_factor: factor, long_factor: factor, attention_factor: 1, original_max_position_embeddings: context }
+    return {
+      ...basic,
+      rope_type: 'longrope',
+      short_factor: factor,
+      long_factor: factor,
+      attention_factor: 1,
+      original_max_position_embeddings: context,
+    }
   }
   if (store.has('rope_factors_long.weight'))
     return {

@@ -74,8 +74,7 @@ const readers: Readonly<Record<string, (s: ConfigReader, c: ConfigReader) => Rop
       originalMaxPositions: original(s, c),
       truncate: s.flag('truncate', true),
       amplitude:
-        s.maybe('attention_factor') ??
-        (mscale && mscaleAll ? amplitude(factor, mscale) / amplitude(factor, mscaleAll) : amplitude(factor)),
+        s.maybe('attention_factor') ?? (mscale && mscaleAll ? amplitude(factor, mscale) / amplitude(factor, mscaleAll) : amplitude(factor)),
     }
   },
   longrope,
@@ -146,4 +145,13 @@ export function ropeTables(frequencies: Float32Array, amplitude: number, positio
       sin[p * half + i] = amplitude * Math.sin(angle)
     }
   return { cos, sin }
+}
+
+/** Whether keys that were cached in a run of `before` tokens are those of a run of `after` tokens: frequencies may depend on the length. */
+export function cacheHolds(rotations: Iterable<Rotary>, before: number, after: number): boolean {
+  for (const { scaling: s } of rotations) {
+    if (s.kind === 'dynamic' && before !== after && Math.max(before, after) > s.originalMaxPositions) return false
+    if (s.kind === 'longrope' && before <= s.originalMaxPositions !== after <= s.originalMaxPositions) return false
+  }
+  return true
 }

@@ -45,10 +45,20 @@ export async function selfCheck(spec: DecoderSpec, run: SelfCheckRun): Promise<s
   at('logits')
   for (const l of adding) {
     const [pre, attn, mlp] = [at(`resid_pre.${l}`), at(`attn_out_post.${l}`), at(`mlp_out_post.${l}`)]
-    compare(`resid_post.${l}`, at(`resid_post.${l}`), pre.map((x, i) => x + (attn[i] as number) + (mlp[i] as number)), 'is not resid_pre + attn_out_post + mlp_out_post')
+    compare(
+      `resid_post.${l}`,
+      at(`resid_post.${l}`),
+      pre.map((x, i) => x + (attn[i] as number) + (mlp[i] as number)),
+      'is not resid_pre + attn_out_post + mlp_out_post',
+    )
   }
   for (const l of patterns) checkPattern(`attn_probs.${l}`, at(`attn_probs.${l}`), ids.length, spec.block(l).attention.window)
-  compare('z.0', at('z.0'), mixed(spec, at('attn_probs.0'), clamped(at('v.0'), spec.block(0).attention.clip), ids.length), 'is not what attn_probs make of v')
+  compare(
+    'z.0',
+    at('z.0'),
+    mixed(spec, at('attn_probs.0'), clamped(at('v.0'), spec.block(0).attention.clip), ids.length),
+    'is not what attn_probs make of v',
+  )
   const said = [
     ...(adding.length > 0 ? [`in ${adding.length} of ${spec.layers} blocks the residual stream is the sum of what was added to it`] : []),
     'attention rows sum to one and look at no later token',
@@ -71,7 +81,9 @@ const isGated = (spec: DecoderSpec, layer: number) => spec.block(layer).mlp.kind
 const activationOf = ({ mlp }: BlockSpec): Activation => (mlp.kind === 'experts' ? 'silu' : mlp.activation)
 
 const failure = (site: string, what: string) =>
-  new ModelError(`The model does not pass its self-check: ${site} ${what}. Its config and weights may belong to different models; please report it if they do not.`)
+  new ModelError(
+    `The model does not pass its self-check: ${site} ${what}. Its config and weights may belong to different models; please report it if they do not.`,
+  )
 
 function compare(site: string, ours: Float32Array, expected: Float32Array, what: string): void {
   let [error, top] = [0, 0]

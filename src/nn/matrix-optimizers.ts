@@ -18,12 +18,7 @@ export interface AdafactorOptions {
 const rms = (x: Tensor) => sqrt(mean(mul(x, x)))
 
 /** Adafactor: squared gradients kept as a row and a column (Shazeer and Stern 2018), the numbers of `torch.optim.Adafactor`. */
-export function adafactor({
-  beta2Decay = -0.8,
-  eps = [2 ** -23, 1e-3],
-  clip = 1,
-  weightDecay = 0,
-}: AdafactorOptions = {}): Optimizer {
+export function adafactor({ beta2Decay = -0.8, eps = [2 ** -23, 1e-3], clip = 1, weightDecay = 0 }: AdafactorOptions = {}): Optimizer {
   const [eps1, eps2] = eps
   return {
     name: 'adafactor',
@@ -83,7 +78,13 @@ export function orthogonalised(x: Tensor, iterations = 5): Tensor {
 }
 
 /** Muon: momentum whose matrix is orthogonalised (Jordan et al. 2024), for matrices; a kernel [out, in, …] counts as [out, in·…]. */
-export function muon({ momentum = 0.95, nesterov = true, weightDecay = 0, iterations = 5, scale = 'original' }: MuonOptions = {}): Optimizer {
+export function muon({
+  momentum = 0.95,
+  nesterov = true,
+  weightDecay = 0,
+  iterations = 5,
+  scale = 'original',
+}: MuonOptions = {}): Optimizer {
   const factors = {
     original: (m: number, n: number) => Math.sqrt(Math.max(1, m / n)),
     'match-adamw': (m: number, n: number) => 0.2 * Math.sqrt(Math.max(m, n)),

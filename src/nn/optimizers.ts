@@ -96,7 +96,11 @@ function adamRule(name: string, { betas = [0.9, 0.999], eps = 1e-8, weightDecay 
     states: (shape) => ({ mean: shape, square: shape }),
     scalars: ({ rate, step }) => {
       const root = Math.sqrt((1 - b2) / (1 - b2 ** step))
-      return { rate: (rate * (1 - b1)) / ((1 - b1 ** step) * root), floor: eps / root, ...(decoupled ? { keep: 1 - rate * weightDecay } : {}) }
+      return {
+        rate: (rate * (1 - b1)) / ((1 - b1 ** step) * root),
+        floor: eps / root,
+        ...(decoupled ? { keep: 1 - rate * weightDecay } : {}),
+      }
     },
     update(u) {
       const g = decoupled ? u.gradient : withDecay(u, weightDecay)

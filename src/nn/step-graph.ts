@@ -35,7 +35,7 @@ export interface InputType {
 /** What a model gives: a scalar to make small, and scalars or tensors to watch. */
 export type ModelOutput = Tensor | ({ readonly loss: Tensor } & Readonly<Record<string, Tensor>>)
 
-/** A model as a function of its traced inputs; it declares its parameters in the scope. */
+/** A model as a function of its traced inputs and of `step`, an int64 scalar; it declares its parameters in the scope. */
 export type ModelFunction = (inputs: Readonly<Record<string, Tensor>>, scope: Scope) => ModelOutput
 
 /** A change of one parameter or its gradient beside the optimiser. */
@@ -84,6 +84,8 @@ export interface StateSpec {
 export interface StepGraph {
   /** Outputs of the program that updates; those in `states` and `layouts` are written in place. */
   readonly update: Readonly<Record<string, Tensor>>
+  /** Outputs of the program that only looks. */
+  readonly forward: Readonly<Record<string, Tensor>>
   /** Outputs of the program that only adds up gradients, when gradients are accumulated. */
   readonly gather?: Readonly<Record<string, Tensor>>
   /** Trained parameters, in order. */
@@ -127,6 +129,8 @@ interface Trained {
 const scalarInput = (name: string) => `scalar:${name}`
 /** Names of the program's scalars that are not an optimiser's. */
 export const stepScalars = { lossScale: scalarInput('loss scale') } as const
+/** Name of the input with the number of the step, which every model may read: int64 scalar, for random numbers by counting. */
+export const stepInput = 'step'
 /** Name of the output with the sums of squares of the gradients, [trained parameters]. */
 export const squaresOutput = 'squares'
 /** Name of the output of a metric. */
@@ -172,6 +176,7 @@ export function traceStep(options: StepOptions): StepGraph {
   const builder = new UpdateBuilder(options, trained, scale)
   const accumulated = builder.accumulated(d.grads)
   return {
+    forward: { loss, ...Object.fromEntries(Object.entries(metrics).map(([name, t]) => [metricOutput(name), t])) },
     update: { ...reported, ...builder.update(accumulated?.whole ?? d.grads, Object.values(reported)) },
     ...(accumulated ? { gather: { ...reported, ...accumulated.outputs } } : {}),
     trained: trained.map((t) => t.name),
@@ -193,10 +198,11 @@ function traceModel(options: StepOptions, scope: Scope): { loss: Tensor; metrics
       return [name, half && dtype === 'float32' ? cast(x, 'float16') : x]
     }),
   )
-  const given = options.model(inputs, scope)
+  const given = options.model({ [stepInput]: input(stepInput, 'int64', []), ...inputs }, scope)
   const { loss, ...metrics } = given instanceof Tensor ? { loss: given } : given
   if (!(loss instanceof Tensor)) throw new UsageError('The model must return a scalar loss, or an object with one under `loss`.')
-  if (loss.shape.some((n) => n !== 1)) throw new ShapeError(`A loss must be a scalar, but this one has shape [${loss.shape.join(', ')}]; take its mean.`)
+  if (loss.shape.some((n) => n !== 1))
+    throw new ShapeError(`A loss must be a scalar, but this one has shape [${loss.shape.join(', ')}]; take its mean.`)
   const single = (t: Tensor) => (t.dtype === 'float16' ? cast(t, 'float32') : t)
   return { loss: single(loss), metrics: Object.fromEntries(Object.entries(metrics).map(([k, t]) => [k, single(t)])) }
 }
@@ -285,7 +291,9 @@ class UpdateBuilder {
     const shape = this.options.parameters.get(t.name).shape
     const stateNames = Object.keys(t.optimizer.states(shape, t.name))
     const layout = t.flat.shape
-    const specs = Object.entries(t.optimizer.states(shape, t.name)).map(([key, s]) => input(`${t.optimizer.name}/${t.name}/${key}`, 'float32', s === shape ? layout : s))
+    const specs = Object.entries(t.optimizer.states(shape, t.name)).map(([key, s]) =>
+      input(`${t.optimizer.name}/${t.name}/${key}`, 'float32', s === shape ? layout : s),
+    )
     const keys = stateNames.map((key) => `${t.optimizer.name}/${t.name}/${key}`)
     if (options.average) {
       specs.push(input(averageKey(t.name), 'float32', layout))

@@ -1,10 +1,19 @@
 /** @file One training step as a program whose parameters and states stay in the runtime's arrays. */
-import { RuntimeFailure, UsageError } from '../base/errors.ts'
+import { ActlensError, messageOf, RuntimeFailure, UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import { sizeOf } from '../base/types.ts'
-import { Program, SessionCache, type ProgramOptions } from '../tensor/index.ts'
+import { Program, type ProgramOptions, SessionCache } from '../tensor/index.ts'
 import { type ParameterSet, parameterInput } from './parameters.ts'
-import { metricOutput, type StateSpec, type StepGraph, type StepOptions, squaresOutput, stepScalars, traceStep } from './step-graph.ts'
+import {
+  metricOutput,
+  type StateSpec,
+  type StepGraph,
+  type StepOptions,
+  squaresOutput,
+  stepInput,
+  stepScalars,
+  traceStep,
+} from './step-graph.ts'
 
 /** Where a step runs. */
 export interface RuntimeOptions {
@@ -38,6 +47,7 @@ export class TrainingStep implements AsyncDisposable {
   private readonly graph: StepGraph
   private readonly updating: Program
   private readonly gathering: Program | undefined
+  private readonly looking: Program
   /** Parameters as they are fed: the same data, in pieces. */
   private readonly fed: Readonly<Record<string, NDArray<Float32Array>>>
   private readonly stateArrays: Readonly<Record<string, NDArray<Float32Array>>>
@@ -46,11 +56,16 @@ export class TrainingStep implements AsyncDisposable {
   private readonly into: Readonly<Record<string, NDArray>>
   private readonly ownCache: SessionCache | undefined
 
-  private constructor(options: StepOptions, graph: StepGraph, programs: readonly [Program, Program | undefined], own: SessionCache | undefined) {
+  private constructor(
+    options: StepOptions,
+    graph: StepGraph,
+    programs: readonly [Program, Program, Program | undefined],
+    own: SessionCache | undefined,
+  ) {
     this.parameters = options.parameters
     this.graph = graph
     this.trained = graph.trained
-    ;[this.updating, this.gathering] = programs
+    ;[this.updating, this.looking, this.gathering] = programs
     this.ownCache = own
     const made = (specs: readonly StateSpec[]) =>
       Object.fromEntries(
@@ -63,7 +78,10 @@ export class TrainingStep implements AsyncDisposable {
     for (const [key, array] of Object.entries(this.stateArrays))
       if (key.startsWith('average/')) array.data.set(this.parameters.get(key.slice('average/'.length)).data)
     this.sums = made(graph.sums)
-    this.into = { ...Object.fromEntries(graph.trained.map((n) => [parameterInput(n), this.fed[parameterInput(n)] as NDArray])), ...this.stateArrays }
+    this.into = {
+      ...Object.fromEntries(graph.trained.map((n) => [parameterInput(n), this.fed[parameterInput(n)] as NDArray])),
+      ...this.stateArrays,
+    }
   }
 
   /** Traces and lowers a step; parameters that the model declares are made. */
@@ -77,7 +95,8 @@ export class TrainingStep implements AsyncDisposable {
     }
     const updating = await Program.of(graph.update, settings)
     const gathering = graph.gather && (await Program.of(graph.gather, settings))
-    return new TrainingStep(options, graph, [updating, gathering], own)
+    const looking = await Program.of(graph.forward, settings)
+    return new TrainingStep(options, graph, [updating, looking, gathering], own)
   }
 
   /** Optimiser states and averages, by a key such as `adamw/w/mean`; the arrays are those that the next step writes over. */
@@ -91,26 +110,44 @@ export class TrainingStep implements AsyncDisposable {
     return Object.fromEntries(
       kept.map((name) => [
         name,
-        { dtype: 'float32' as const, shape: this.parameters.get(name).shape, data: (this.stateArrays[`average/${name}`] as NDArray<Float32Array>).data },
+        {
+          dtype: 'float32' as const,
+          shape: this.parameters.get(name).shape,
+          data: (this.stateArrays[`average/${name}`] as NDArray<Float32Array>).data,
+        },
       ]),
     )
   }
 
+  /** The loss and the metrics of a batch, of which nothing is learnt; `step` is what models that count random numbers are told. */
+  async evaluate(batch: Batch, step = 0): Promise<StepResult> {
+    const out = await this.looking.run({ ...batch, ...this.fed, [stepInput]: this.stepNumber(step) })
+    return this.result(out, batch, 1)
+  }
+
   /** Adds up the gradients of a batch without an update. */
-  async gather(batch: Batch, lossScale = 1): Promise<StepResult> {
+  async gather(batch: Batch, at: { readonly random: number; readonly lossScale?: number }): Promise<StepResult> {
     if (!this.gathering) throw new UsageError('This step does not accumulate gradients; ask for it with `accumulate`.')
-    const out = await this.execute(this.gathering, { ...batch, ...this.fed, ...this.sums, ...this.extra({ [stepScalars.lossScale]: lossScale }, this.gathering) }, this.sums)
+    const lossScale = at.lossScale ?? 1
+    const scalars = this.extra({ [stepScalars.lossScale]: lossScale }, this.gathering)
+    const feeds = { ...batch, ...this.fed, ...this.sums, ...scalars, [stepInput]: this.stepNumber(at.random) }
+    const out = await this.execute(this.gathering, feeds, this.sums)
     return this.result(out, batch, lossScale)
   }
 
   /**
    * One update from a batch and the gradients that were added up before.
-   * @param at.rate the learning rate, @param at.step the number of the update from 1, @param at.lossScale the factor on the loss.
+   * @param at.rate the learning rate; `step` the number of the update from 1; `random` what models that count random numbers
+   * are told, the step by default; `lossScale` the factor on the loss.
    */
-  async update(batch: Batch, at: { readonly rate: number; readonly step: number; readonly lossScale?: number }): Promise<StepResult> {
+  async update(
+    batch: Batch,
+    at: { readonly rate: number; readonly step: number; readonly random?: number; readonly lossScale?: number },
+  ): Promise<StepResult> {
     const scale = at.lossScale ?? 1
     const scalars = this.extra({ ...this.graph.scalars(at), [stepScalars.lossScale]: scale }, this.updating)
-    const out = await this.execute(this.updating, { ...batch, ...this.fed, ...this.stateArrays, ...this.sums, ...scalars }, this.into)
+    const feeds = { ...batch, ...this.fed, ...this.stateArrays, ...this.sums, ...scalars, [stepInput]: this.stepNumber(at.random ?? at.step) }
+    const out = await this.execute(this.updating, feeds, this.into)
     for (const { data } of Object.values(this.sums)) data.fill(0)
     return this.result(out, batch, scale)
   }
@@ -122,6 +159,10 @@ export class TrainingStep implements AsyncDisposable {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose()
+  }
+
+  private stepNumber(step: number): NDArray {
+    return { dtype: 'int64', shape: [], data: BigInt64Array.of(BigInt(step)) }
   }
 
   /** The scalars that a program reads, in arrays that are used again. */
@@ -136,13 +177,18 @@ export class TrainingStep implements AsyncDisposable {
     return named
   }
 
-  private async execute(program: Program, feeds: Record<string, NDArray>, into: Readonly<Record<string, NDArray>>): Promise<Record<string, NDArray>> {
+  private async execute(
+    program: Program,
+    feeds: Record<string, NDArray>,
+    into: Readonly<Record<string, NDArray>>,
+  ): Promise<Record<string, NDArray>> {
     try {
       return await program.run(feeds, { into })
     } catch (error) {
-      if (!(error instanceof Error) || !/ONNX|onnx|alloc|memory/i.test(`${error.name} ${error.message}`)) throw error
+      // What we refuse ourselves is refused before anything runs.
+      if (error instanceof ActlensError) throw error
       throw new RuntimeFailure(
-        `A training step failed while it was writing parameters in place, so they may be half new: take up the last checkpoint. (${error.message})`,
+        `A training step failed while it was writing parameters in place, so they may be half new: resume from the last checkpoint (${messageOf(error)}).`,
         { cause: error },
       )
     }
@@ -163,7 +209,8 @@ export class TrainingStep implements AsyncDisposable {
 
   /** What is not finite: an input first, then the loss, then the gradient nearest to the loss. */
   private culprit(loss: number, squares: Float32Array | undefined, batch: Batch): string {
-    const bad = (array: NDArray) => (array.data instanceof Float32Array || array.data instanceof Float64Array) && array.data.some((v) => !Number.isFinite(v))
+    const bad = (array: NDArray) =>
+      (array.data instanceof Float32Array || array.data instanceof Float64Array) && array.data.some((v) => !Number.isFinite(v))
     const given = Object.keys(batch).find((name) => bad(batch[name] as NDArray))
     if (given) return `the input '${given}'`
     if (!Number.isFinite(loss)) return 'the loss'

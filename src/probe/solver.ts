@@ -2,7 +2,7 @@
 import { RuntimeFailure, throwIfCancelled } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import { cholesky, type Symmetric, solve, topEigenpair } from '../steer/rows.ts'
-import { input, matmul, Program, SessionCache } from '../tensor/index.ts'
+import { input, matmul, mean, mul, Program, SessionCache, sub } from '../tensor/index.ts'
 import { type Loss, losses } from './losses.ts'
 import { lbfgs, proximal, type Stepper } from './steppers.ts'
 
@@ -48,23 +48,32 @@ export interface SolverOptions {
 /** Widest features for which the curvature is inverted; wider ones are only scaled. */
 const widestCurvature = 1536
 
-const sessions = new SessionCache(0)
-let products: Promise<{ scores: Program<'z'>; back: Program<'g'>; gram: Program<'g'> }> | undefined
+/** Passes after which the curvature of the features is worth computing. */
+const patience = 25
 
-/** The three products, compiled once for all sizes. */
+const sessions = new SessionCache(0)
+let products: ReturnType<typeof compile> | undefined
+
+async function compile() {
+  const options = { device: 'cpu' as const, cache: sessions }
+  const x = input('x', 'float32', ['rows', 'width'])
+  const w = input('w', 'float32', ['width', 'columns'])
+  const r = input('r', 'float32', ['rows', 'columns'])
+  const middle = mean(x, [0], true)
+  const moved = sub(x, middle)
+  const [scores, back, gram, centre, sums] = await Promise.all([
+    Program.of({ z: matmul(x, w) }, options),
+    Program.of({ g: matmul(x, r, { transA: true }) }, options),
+    Program.of({ g: matmul(x, x, { transA: true }) }, options),
+    Program.of({ mean: middle, moved, variance: mean(mul(moved, moved), [0], true) }, options),
+    Program.of({ first: matmul(x, r, { transA: true }), second: matmul(mul(x, x), r, { transA: true }) }, options),
+  ])
+  return { scores, back, gram, centre, sums }
+}
+
+/** The products, compiled once for all sizes. */
 function programs() {
-  products ??= (async () => {
-    const options = { device: 'cpu' as const, cache: sessions }
-    const x = input('x', 'float32', ['rows', 'width'])
-    const w = input('w', 'float32', ['width', 'columns'])
-    const r = input('r', 'float32', ['rows', 'columns'])
-    const [scores, back, gram] = await Promise.all([
-      Program.of({ z: matmul(x, w) }, options),
-      Program.of({ g: matmul(x, r, { transA: true }) }, options),
-      Program.of({ g: matmul(x, x, { transA: true }) }, options),
-    ])
-    return { scores, back, gram }
-  })()
+  products ??= compile()
   return products
 }
 
@@ -85,52 +94,54 @@ export interface Centred {
   readonly x: Features
   readonly mean: Float64Array
   readonly scale: Float64Array
+  /** Root mean square of all numbers of `x`. */
+  readonly size: number
 }
 
-/** Moves features to mean zero, since products of large means lose the digits that differ; with `scale` also to unit variance. */
-export function centred({ shape, data }: Features, scaled: boolean): Centred {
-  const [n, d] = shape as [number, number]
-  const { mean, deviation } = momentsOf({ dtype: 'float32', shape, data }, new Float64Array(n).fill(1))
+/** Moves features to mean zero, since products of large means lose the digits that differ; with `scaled` also to unit variance. */
+export async function centred(features: Features, scaled: boolean): Promise<Centred> {
+  const { centre } = await programs()
+  const { mean, moved, variance } = await centre.run({ x: features })
+  const data = moved.data as Float32Array
+  const deviation = Float64Array.from(variance.data as Float32Array, Math.sqrt)
   // A feature that never changes stays zero.
   const scale = deviation.map((s) => (scaled && s > 0 ? s : 1))
-  const x = new Float32Array(n * d)
-  for (let i = 0, at = 0; i < n; i++)
-    for (let j = 0; j < d; j++, at++) x[at] = ((data[at] as number) - (mean[j] as number)) / (scale[j] as number)
-  return { x: { dtype: 'float32', shape, data: x }, mean, scale }
+  if (scaled) for (let at = 0; at < data.length; ) for (const s of scale) data[at] = (data[at++] as number) / s
+  const size = Math.sqrt(deviation.reduce((sum, s, j) => sum + (s / (scale[j] as number)) ** 2, 0) / scale.length)
+  const x: Features = { dtype: 'float32', shape: features.shape, data }
+  return { x, mean: Float64Array.from(mean.data as Float32Array), scale, size }
 }
 
-/** Weighted mean and standard deviation of each column. */
-export function momentsOf({ shape, data }: Features, weights: Float64Array): { mean: Float64Array; deviation: Float64Array } {
-  const [n, d] = shape as [number, number]
-  const [mean, squares] = [new Float64Array(d), new Float64Array(d)]
-  let total = 0
-  for (let i = 0; i < n; i++) {
-    const w = weights[i] as number
-    if (w === 0) continue
-    total += w
-    for (let j = 0, at = i * d; j < d; j++, at++) mean[j] = (mean[j] as number) + w * (data[at] as number)
+/** Weighted mean and standard deviation of each column, for several weightings [columns][rows] at once; the features must be centred. */
+async function momentsOf(x: Features, weightings: readonly Float64Array[]): Promise<{ mean: Float64Array; deviation: Float64Array }[]> {
+  if (weightings.length === 0) return []
+  const [n, d] = x.shape as [number, number]
+  const m = weightings.length
+  const r = new Float32Array(n * m)
+  for (const [k, weights] of weightings.entries()) {
+    const total = weights.reduce((a, b) => a + b, 0)
+    for (let i = 0; i < n; i++) r[i * m + k] = (weights[i] as number) / total
   }
-  for (let j = 0; j < d; j++) mean[j] = (mean[j] as number) / total
-  for (let i = 0; i < n; i++) {
-    const w = weights[i] as number
-    if (w === 0) continue
-    for (let j = 0, at = i * d; j < d; j++, at++) {
-      const off = (data[at] as number) - (mean[j] as number)
-      squares[j] = (squares[j] as number) + w * off * off
-    }
-  }
-  return { mean, deviation: squares.map((s) => Math.sqrt(s / total)) }
+  const { sums } = await programs()
+  const { first, second } = await sums.run({ x, r: { dtype: 'float32', shape: [n, m], data: r } })
+  return weightings.map((_, k) => {
+    const mean = Float64Array.from({ length: d }, (_, j) => first.data[j * m + k] as number)
+    return { mean, deviation: mean.map((v, j) => Math.sqrt(Math.max(0, (second.data[j * m + k] as number) - v * v))) }
+  })
 }
 
 /** Fits all problems on the same features. Equal input gives equal output. */
 export async function fitLinear(features: Features, problems: readonly LinearProblem[], options: SolverOptions = {}): Promise<LinearFit[]> {
   const { tolerance = 1e-5, maxPasses = 2000, signal } = options
-  const { x, mean, scale } = centred(
-    features,
-    problems.every((p) => p.standardise),
-  )
+  const standardised = problems.filter((p) => p.standardise)
+  const prepared = await centred(features, standardised.length === problems.length)
+  const { x, mean, scale } = prepared
   const curvature = new Curvature(x)
-  const fits = await Promise.all(problems.map((p) => Fit.of(p, x, curvature, tolerance)))
+  const weightings = standardised.map((p) => p.weights)
+  const moments = await momentsOf(x, weightings)
+  const fits: Fit[] = []
+  for (const problem of problems)
+    fits.push(await Fit.of(problem, prepared, curvature, problem.standardise ? moments.shift() : undefined, tolerance))
   for (let pass = 1; ; pass++) {
     throwIfCancelled(signal)
     const active = fits.filter((f) => !f.done)
@@ -139,6 +150,7 @@ export async function fitLinear(features: Features, problems: readonly LinearPro
       throw new RuntimeFailure(
         `${active.length} of ${fits.length} probes did not settle in ${maxPasses} passes; regularise more (a smaller C).`,
       )
+    if (pass === patience) for (const f of active) await f.precondition(curvature)
     await passOver(x, active)
   }
   return fits.map((f) => f.result(mean, scale))
@@ -175,11 +187,11 @@ class Curvature {
     return this.gram
   }
 
-  /** Solves with `share · xᵀx + l2`, or undefined where that is too large to invert. */
-  async inverse(share: number, l2: number): Promise<((v: Float64Array) => Float64Array) | undefined> {
+  /** Solves with `bend/rows · xᵀx + l2`, or undefined where that is too large to invert. */
+  async inverse(bend: number, l2: number): Promise<((v: Float64Array) => Float64Array) | undefined> {
     if ((this.x.shape[1] as number) > widestCurvature) return undefined
     // Problems of nearly the same size share a factor.
-    const rounded = Number(share.toPrecision(1))
+    const rounded = Number((bend / (this.x.shape[0] as number)).toPrecision(1))
     const key = `${rounded}/${l2}`
     let factor = this.factors.get(key)
     if (!factor) {
@@ -199,6 +211,8 @@ class Curvature {
   }
 }
 
+const totalOf = (problem: LinearProblem) => problem.weights.reduce((a, b) => a + b, 0)
+
 /** A problem on its way. Its parameters are, for each output, the weights of scaled features and then the bias. */
 class Fit {
   readonly problem: LinearProblem
@@ -217,37 +231,48 @@ class Fit {
     this.slopes = new Float64Array(problem.outputs)
   }
 
-  static async of(problem: LinearProblem, x: Features, curvature: Curvature, tolerance: number): Promise<Fit> {
-    const [n, d] = x.shape as [number, number]
-    const total = problem.weights.reduce((a, b) => a + b, 0)
-    const { mean, deviation } = momentsOf(x, problem.weights)
-    const scale = deviation.map((s) => (problem.standardise && s > 0 ? s : 1))
+  static async of(
+    problem: LinearProblem,
+    prepared: Centred,
+    curvature: Curvature,
+    moments: { mean: Float64Array; deviation: Float64Array } | undefined,
+    tolerance: number,
+  ): Promise<Fit> {
+    const d = prepared.x.shape[1] as number
+    const mean = moments?.mean ?? new Float64Array(d)
+    const scale = moments?.deviation.map((s) => (s > 1e-6 * prepared.size ? s : 1)) ?? new Float64Array(d).fill(1)
     const size = (d + 1) * problem.outputs
+    const total = totalOf(problem)
+    const limit = tolerance * total * (moments ? 1 : Math.max(prepared.size, 1e-12))
     const bend = losses[problem.loss].curvature
-    const limit = tolerance * total * Math.max(1e-12, Math.sqrt(deviation.reduce((a, s, j) => a + (s / (scale[j] as number)) ** 2, 0) / d))
-    const penalised = Uint8Array.from({ length: size }, (_, i) => (i % (d + 1) === d ? 0 : 1))
     if (problem.l1 > 0) {
       const steepest = bend * Math.max(...problem.weights) * (await curvature.largest()) * Math.max(1, 1 / Math.min(...scale) ** 2)
+      const penalised = Uint8Array.from({ length: size }, (_, i) => (i % (d + 1) === d ? 0 : 1))
       const lipschitz = steepest + bend * total + problem.l2
       return new Fit(problem, { mean, scale }, proximal({ size, lipschitz, l1: problem.l1, penalised, tolerance: limit }))
     }
-    const inverse = await curvature.inverse((bend * total) / n, problem.l2)
-    const diagonal = bend * total + problem.l2
-    const precondition = (g: Float64Array): Float64Array => {
-      const out = new Float64Array(size)
-      for (let k = 0; k < problem.outputs; k++) {
-        const at = k * (d + 1)
-        const part = g.slice(at, at + d)
+    const diagonal = bend * total * (moments ? 1 : prepared.size ** 2) + problem.l2
+    const start = (g: Float64Array) => g.map((v, i) => v / (i % (d + 1) === d ? bend * total : diagonal))
+    return new Fit(problem, { mean, scale }, lbfgs({ size, precondition: start, tolerance: limit }))
+  }
+
+  /** Goes on with the curvature of the features known, where features that move together make the way long. */
+  async precondition(curvature: Curvature): Promise<void> {
+    const { problem, scale } = this
+    const d = scale.length
+    const bend = losses[problem.loss].curvature * totalOf(problem)
+    const inverse = problem.l1 > 0 ? undefined : await curvature.inverse(bend, problem.l2)
+    if (!inverse) return
+    this.stepper.precondition?.((g) => {
+      const out = new Float64Array(g.length)
+      for (let at = 0; at < g.length; at += d + 1) {
         // The curvature is that of the features as they stand; those of the problem differ by its scale.
-        const turned = inverse
-          ? inverse(part.map((v, j) => v * (scale[j] as number))).map((v, j) => v * (scale[j] as number))
-          : part.map((v) => v / diagonal)
-        out.set(turned, at)
-        out[at + d] = (g[at + d] as number) / (bend * total)
+        const turned = inverse(g.slice(at, at + d).map((v, j) => v * (scale[j] as number)))
+        for (let j = 0; j < d; j++) out[at + j] = (turned[j] as number) * (scale[j] as number)
+        out[at + d] = (g[at + d] as number) / bend
       }
       return out
-    }
-    return new Fit(problem, { mean, scale }, lbfgs({ size, precondition, tolerance: limit }))
+    })
   }
 
   get done(): boolean {

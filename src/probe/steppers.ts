@@ -6,6 +6,8 @@ export interface Stepper {
   readonly point: Float64Array
   readonly done: boolean
   feed(value: number, gradient: Float64Array): void
+  /** Replaces the approximate inverse of the curvature, where the method uses one. */
+  precondition?(inverse: (gradient: Float64Array) => Float64Array): void
 }
 
 /** Settings of {@link lbfgs}. */
@@ -33,11 +35,20 @@ const along = (a: Float64Array, t: number, b: Float64Array) => Float64Array.from
 
 /** Preconditioned L-BFGS with backtracking (Nocedal & Wright 2006, algorithm 7.4), from zero. */
 export function lbfgs({ size, precondition, tolerance, memory = 10 }: LbfgsOptions): Stepper {
-  const pairs: { s: Float64Array; y: Float64Array; rho: number }[] = []
+  let pairs: { s: Float64Array; y: Float64Array; rho: number }[] = []
+  let inverse = precondition
   let base: { x: Float64Array; value: number; gradient: Float64Array } | undefined
   let direction = new Float64Array(size)
   let length = 1
-  const self = { point: new Float64Array(size), done: false, feed }
+  const self = {
+    point: new Float64Array(size),
+    done: false,
+    feed,
+    precondition(better: typeof precondition) {
+      inverse = better
+      pairs = []
+    },
+  }
 
   function descent(gradient: Float64Array): Float64Array<ArrayBuffer> {
     let q = Float64Array.from(gradient)
@@ -47,7 +58,13 @@ export function lbfgs({ size, precondition, tolerance, memory = 10 }: LbfgsOptio
       factors.unshift(factor)
       q = along(q, -factor, y)
     }
-    let r = Float64Array.from(precondition(q))
+    let r = Float64Array.from(inverse(q))
+    const newest = pairs.at(-1)
+    // How long a step should be, the last one tells better than an estimate.
+    if (newest) {
+      const stretch = 1 / (newest.rho * dot(newest.y, inverse(newest.y)))
+      r = r.map((v) => v * stretch)
+    }
     for (const [i, { s, y, rho }] of pairs.entries()) r = along(r, (factors[i] as number) - rho * dot(y, r), s)
     return r.map((v) => -v)
   }

@@ -80,7 +80,10 @@ describe.skipIf(folders.length === 0).each(folders)('$name', ({ folder }) => {
 
   it('passes its self-check, and does not with an attention that leaks', async () => {
     const { model } = await open(folder)
-    const on = (m: Model): SelfCheckRun => async (ids, sites) => (await m.run({ ids }, { taps: sites })).taps
+    const on =
+      (m: Model): SelfCheckRun =>
+      async (ids, sites) =>
+        (await m.run({ ids }, { taps: sites })).taps
     expect((await selfCheck(model.spec, on(model))).length).toBeGreaterThan(2)
     await expect(selfCheck(model.spec, on(model.with(scale('z.0', 1.01))))).rejects.toThrow(/z\.0/)
   })

@@ -99,9 +99,17 @@ export function gemma3(c: ConfigReader): DecoderSpec {
     throw new ModelError(`config.json of a 'gemma3' model needs a 'text_config'; a text-only one has the model_type 'gemma3_text'.`)
   const tied = c.has('tie_word_embeddings') ? { tie_word_embeddings: c.config.tie_word_embeddings } : {}
   const spec = gemma3Text(new ConfigReader({ ...textDefaults, ...tied, ...text.config }, 'config.json → text_config'))
+  const inside = (path: string) => path.replace(/^model\./, 'model.language_model.')
+  const { blocks, embedding, finalNorm } = spec.modules
   return {
     ...spec,
-    otherNames: (name) => [name.replace(/^model\./, 'model.language_model.'), `language_model.${name}`],
+    modules: {
+      ...spec.modules,
+      blocks: inside(blocks),
+      ...(embedding ? { embedding: inside(embedding) } : {}),
+      ...(finalNorm ? { finalNorm: inside(finalNorm) } : {}),
+    },
+    otherNames: (name) => [inside(name), `language_model.${name}`],
     foreign: ['vision_tower.', 'multi_modal_projector.', 'model.vision_tower.', 'model.multi_modal_projector.'],
   }
 }

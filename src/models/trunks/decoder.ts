@@ -118,7 +118,8 @@ class DecoderTrunk {
     sumNorm: Norm | undefined,
     layer: number,
   ): Tensor {
-    if (b.addsInside?.includes(site)) return this.parts.mark(`${site}.${layer}`, add(stream, this.parts.mark(`${site}_post.${layer}`, output)))
+    if (b.addsInside?.includes(site))
+      return this.parts.mark(`${site}.${layer}`, add(stream, this.parts.mark(`${site}_post.${layer}`, output)))
     const added = add(stream, this.contribution(site, output, b, postNorm, layer))
     return sumNorm ? this.parts.norm(`${site}_sum`, `.${layer}`, sumNorm, added) : added
   }

@@ -103,7 +103,8 @@ export class Parts {
     const { weight, over, ...rest } = norm
     const plain = { ...rest, ...(typeof weight === 'string' ? { weight } : {}) }
     if (over === 'head') return this.normalised(plain, x, width)
-    if (over === 'all heads') return reshape(this.normalised(plain, reshape(x, [...x.shape.slice(0, 2), heads * width]), heads * width), x.shape)
+    if (over === 'all heads')
+      return reshape(this.normalised(plain, reshape(x, [...x.shape.slice(0, 2), heads * width]), heads * width), x.shape)
     const gain =
       typeof weight === 'string'
         ? this.parameters.get(weight, [heads, width])
@@ -143,12 +144,14 @@ export class Parts {
     const { values, indices } = topK(probabilities, e.perToken)
     const weights = mark('expert_weights', e.normalised ? div(values, sum(values, [-1], true)) : values)
     const chosen = mark('expert_indices', cast(indices, 'float32'))
-    const numbers = constant('float32', [e.count], Float32Array.from({ length: e.count }, (_, i) => i))
+    const numbers = constant(
+      'float32',
+      [e.count],
+      Float32Array.from({ length: e.count }, (_, i) => i),
+    )
     const hits = cast(equal(unsqueeze(chosen, 3), numbers), 'float32')
     const weightOf = sum(mul(hits, unsqueeze(weights, 3)), [2])
-    const parts = Array.from({ length: e.count }, (_, i) =>
-      mul(this.dense(x, e.expert(i), dModel, e.width), slice(weightOf, 2, i, i + 1)),
-    )
+    const parts = Array.from({ length: e.count }, (_, i) => mul(this.dense(x, e.expert(i), dModel, e.width), slice(weightOf, 2, i, i + 1)))
     const routed = parts.reduce((a, b) => add(a, b))
     if (!e.shared) return routed
     const { mlp, width, gate } = e.shared

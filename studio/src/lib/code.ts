@@ -2,6 +2,9 @@
 import type { EditData, VectorRecipe } from '../../../src/server/protocol.ts'
 import type { GridKind } from './view.ts'
 
+/** Share of the probability from which stories are drawn. */
+export const storyTopP = 0.95
+
 /** Code for a view. */
 export interface Code {
   readonly library: string
@@ -16,6 +19,11 @@ interface Subject {
 
 const quoted = (text: string) => `'${text.replaceAll('\\', '\\\\').replaceAll("'", "\\'").replaceAll('\n', '\\n')}'`
 const shell = (text: string) => (/^[\w./:@,=+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`)
+/** A text, or ids where the text says `ids:5,6,7`, as a run takes it. */
+const input = (text: string) => {
+  const ids = /^ids:([\d,\s]+)$/.exec(text)?.[1]
+  return ids ? `{ ids: [${ids.split(',').join(', ')}] }` : quoted(text)
+}
 const modelName = (model: string) => (model === '' ? 'embedded' : model)
 
 /** A program under construction: imports, and a name for each vector. */
@@ -45,8 +53,8 @@ class Script {
       )
     } else {
       const { text, ids, site, position } = recipe.activation
-      const input = text !== undefined ? quoted(text) : `{ ids: [${ids?.join(', ')}] }`
-      this.lines.push(`const ${name} = (await model.run(${input}, { taps: [${quoted(site)}] })).taps[${quoted(site)}].at(0, ${position})`)
+      const source = text !== undefined ? input(text) : `{ ids: [${ids?.join(', ')}] }`
+      this.lines.push(`const ${name} = (await model.run(${source}, { taps: [${quoted(site)}] })).taps[${quoted(site)}].at(0, ${position})`)
     }
     return name
   }
@@ -81,16 +89,21 @@ function isRecipe(value: unknown): value is VectorRecipe {
 const editsOption = (edits: readonly EditData[]) => (edits.length > 0 ? ' --edits edits.json' : '')
 const editsNote = (edits: readonly EditData[]) => (edits.length > 0 ? '# edits.json: "Save as edits.json" under "Edits in force"\n' : '')
 
+/** The run may stop at the last tap, but not before an edit that is further on. */
+const onlyTaps = (subject: Subject) => (subject.edits.length > 0 ? '' : ', logits: false')
+
 /** Code that writes the story. */
 export function storyCode(subject: Subject, options: { maxNewTokens: number; temperature: number; seed: number }): Code {
   const script = new Script(subject.model)
   const model = script.edited(subject.edits)
-  const sampling = options.temperature > 0 ? `, temperature: ${options.temperature}, seed: ${options.seed}` : ''
+  // Rows of a batch draw from the streams seed, seed + 1, …; the steered story is the second row.
+  const seed = options.seed + (subject.edits.length > 0 ? 1 : 0)
+  const sampling = options.temperature > 0 ? `, temperature: ${options.temperature}, topP: ${storyTopP}, seed: ${seed}` : ''
   script.lines.push(
-    `for await (const piece of ${model}.generate(${quoted(subject.text)}, { maxNewTokens: ${options.maxNewTokens}${sampling} }))`,
+    `for await (const piece of ${model}.generate(${input(subject.text)}, { maxNewTokens: ${options.maxNewTokens}${sampling} }))`,
     '  process.stdout.write(piece)',
   )
-  const flags = options.temperature > 0 ? ` --temperature ${options.temperature} --seed ${options.seed}` : ''
+  const flags = options.temperature > 0 ? ` --temperature ${options.temperature} --top-p ${storyTopP} --seed ${seed}` : ''
   return {
     library: String(script),
     command: `${editsNote(subject.edits)}actlens generate ${shell(modelName(subject.model))} --prompt ${shell(subject.text)}${editsOption(subject.edits)} --max-new-tokens ${options.maxNewTokens}${flags}`,
@@ -106,19 +119,19 @@ export function gridCode(subject: Subject, what: GridKind, site: string, vector:
   if (what === 'lens') {
     for (const name of ['edit', 'replace']) script.imports.add(name)
     script.lines.push(
-      `const { taps } = await ${model}.run(${quoted(subject.text)}, { taps: [${quoted(taps)}] })`,
+      `const { taps } = await ${model}.run(${input(subject.text)}, { taps: [${quoted(taps)}] })`,
       '// What the final norm and the unembedding make of each layer: it is written in front of them.',
       `const last = \`resid_post.\${model.spec.layers - 1}\``,
       "const bypass = edit(last, (_, { read }) => read('embeddings'), { reads: ['embeddings'] })",
       'for (let layer = 0; layer < model.spec.layers; layer++) {',
       `  const through = model.with(replace('embeddings', taps[\`${site}.\${layer}\`].row(0)), bypass)`,
-      `  const { logits } = await through.run(${quoted(subject.text)}, {})`,
+      `  const { logits } = await through.run(${input(subject.text)})`,
       '  console.log(layer, logits.at(0, -1))',
       '}',
     )
   } else {
     script.lines.push(
-      `const { taps } = await ${model}.run(${quoted(subject.text)}, { taps: [${quoted(taps)}], logits: false })`,
+      `const { taps } = await ${model}.run(${input(subject.text)}, { taps: [${quoted(taps)}]${onlyTaps(subject)} })`,
       ...(direction
         ? [
             'const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0)',
@@ -128,10 +141,12 @@ export function gridCode(subject: Subject, what: GridKind, site: string, vector:
         : [`console.log(Math.hypot(...taps[${quoted(`${site}.0`)}].at(0, -1)))`]),
     )
   }
-  return {
-    library: String(script),
-    command: `${editsNote(subject.edits)}# the activations that the picture is made of\nactlens run ${shell(modelName(subject.model))} --text ${shell(subject.text)} --taps ${shell(taps)}${editsOption(subject.edits)} --out grid.safetensors`,
-  }
+  const source = shell(modelName(subject.model))
+  const command =
+    what === 'lens'
+      ? `actlens lens ${source} --text ${shell(subject.text)} --sites ${shell(taps)} --top 5${editsOption(subject.edits)}`
+      : `# the activations that the picture is made of\nactlens run ${source} --text ${shell(subject.text)} --taps ${shell(taps)}${subject.edits.length > 0 ? '' : ' --no-logits'}${editsOption(subject.edits)} --out grid.safetensors`
+  return { library: String(script), command: `${editsNote(subject.edits)}${command}` }
 }
 
 /** Code that reads one site. */
@@ -139,7 +154,7 @@ export function siteCode(subject: Subject, site: string, position: number | unde
   const script = new Script(subject.model)
   const model = script.edited(subject.edits)
   script.lines.push(
-    `const { taps } = await ${model}.run(${quoted(subject.text)}, { taps: [${quoted(site)}], logits: false })`,
+    `const { taps } = await ${model}.run(${input(subject.text)}, { taps: [${quoted(site)}]${onlyTaps(subject)} })`,
     position === undefined ? `console.log(taps[${quoted(site)}].row(0))` : `console.log(taps[${quoted(site)}].at(0, ${position}))`,
   )
   return {

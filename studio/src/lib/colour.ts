@@ -71,8 +71,9 @@ export const css = ([r, g, b]: Rgb) => `rgb(${r} ${g} ${b})`
 /** As SVG files want it, for old readers. */
 export const hex = (colour: Rgb) => `#${colour.map((v) => v.toString(16).padStart(2, '0')).join('')}`
 
-const darkInk: Rgb = [24, 23, 21]
-const lightInk: Rgb = [253, 253, 250]
+// Only pure black and white leave no colour between them on which neither reads well.
+const darkInk: Rgb = [0, 0, 0]
+const lightInk: Rgb = [255, 255, 255]
 
 /** Black or white text, whichever reads better on a colour; at least 4.5:1 on any. */
 export function inkOn(background: Rgb): Rgb {

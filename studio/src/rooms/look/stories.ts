@@ -1,6 +1,7 @@
 /** @file The two stories: what is asked of the server, and the answer as it grows. */
 import type { GenerateLine, WrittenToken } from '../../../../src/server/protocol.ts'
 import { lines } from '../../lib/api.ts'
+import { storyTopP } from '../../lib/code.ts'
 import { differenceOf, type StackEdit, type View } from '../../lib/view.ts'
 
 /** The plain story, and the one under the edits where there are any. */
@@ -41,7 +42,7 @@ export function storyRequest(view: View) {
     maxNewTokens,
     temperature,
     seed,
-    ...(temperature > 0 ? { topP: 0.95 } : {}),
+    ...(temperature > 0 ? { topP: storyTopP } : {}),
   }
 }
 

@@ -1,5 +1,5 @@
 /** @file Gradient cases of attention and rotary embedding. */
-import type { Tensor } from '../../../tensor.ts'
+import { apply1, type Tensor } from '../../../tensor.ts'
 import * as op from '../../index.ts'
 import type { Case, CaseInput } from '../check.ts'
 
@@ -95,6 +95,22 @@ const across = (name: string, dtype: 'float32' | 'float64', extra: Readonly<Reco
 })
 
 export const attentionCases: readonly Case[] = [
+  ...[false, true].map(
+    (probabilities): Case => ({
+      name: `${probabilities ? 'probabilities' : 'scores'} hidden again after a change`,
+      inputs: {
+        x: { shape: ['batch', 2, 'pos', 4] },
+        seen: { shape: [1, 1, 'pos', 4], dtype: 'bool', draw: [1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1] },
+      },
+      sizes,
+      build: ({ x, seen }) => {
+        const mask = op.where(seen as Tensor, op.constant('float64', [], [0]), Number.NEGATIVE_INFINITY)
+        const changed = op.mul(x as Tensor, x as Tensor)
+        const again = apply1('hide', [changed, mask], { probabilities })
+        return probabilities ? op.mul(again, again) : op.softmax(again)
+      },
+    }),
+  ),
   causal('causal attention', 16, {}),
   causal('causal attention, written out', 8, {}, {}, 'float64'),
   causal('causal attention, interleaved pairs, window', 16, { interleaved: true, window: 2 }),
