@@ -233,7 +233,7 @@ async function record(edited: EditedModel, metric: PreparedMetric, sites: readon
   if (whole.size > 1) {
     // In segments the forward ones are run alone, so that no weight is held twice.
     const zeros = placeholders(whole, feeds, tokens.length)
-    for (const s of sites) if (s.row.fill !== undefined) (zeros[names.source(s.site)]?.data as Float32Array).fill(s.row.fill)
+    for (const s of sites) if (s.row.fill !== undefined) (zeros[names.source(s.site)] as NDArray<Float32Array>).data.fill(s.row.fill)
     out = await whole.run({ ...feeds, ...zeros }, { fetch: outputs })
   } else {
     const key = JSON.stringify(['attribute record', edited.structure, sites.map((s) => s.site), metric.everywhere])

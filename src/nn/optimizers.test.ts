@@ -205,8 +205,8 @@ describe('optimisers', () => {
       return [parameters.get('w').data, (step.averages.w as ReturnType<typeof drawn>).data]
     }
     const [pieces, whole] = [await run(true), await run(false)]
-    expect(pieces).toEqual(whole)
-    expect(pieces[0]).not.toEqual(start.data)
+    for (const [i, values] of pieces.entries()) expect(Buffer.compare(Buffer.from(values.buffer), Buffer.from((whole[i] as Float32Array).buffer))).toBe(0)
+    expect(pieces[0]?.[0]).not.toBe(start.data[0])
   })
 
   it('refuse what makes no sense, in a sentence', async () => {

@@ -19,26 +19,26 @@ export const constantRate =
     rate
 
 /** From `rate` to `end` in a straight line. */
-export function linear(rate: number, options: { steps: number; end?: number }): Schedule {
+export function linearRate(rate: number, options: { steps: number; end?: number }): Schedule {
   refuse(options)
   return (done) => rate + ((options.end ?? 0) - rate) * part(done, 0, options.steps)
 }
 
 /** From `rate` to `end` along half a cosine (Loshchilov and Hutter 2017). */
-export function cosine(rate: number, options: { steps: number; end?: number }): Schedule {
+export function cosineRate(rate: number, options: { steps: number; end?: number }): Schedule {
   refuse(options)
   const { steps, end = 0 } = options
   return (done) => end + ((rate - end) * (1 + Math.cos(Math.PI * part(done, 0, steps)))) / 2
 }
 
 /** Times `factor` after every `every` steps. */
-export function stepwise(rate: number, { every, factor = 0.1 }: { every: number; factor?: number }): Schedule {
+export function steppedRate(rate: number, { every, factor = 0.1 }: { every: number; factor?: number }): Schedule {
   if (!(every >= 1)) throw new UsageError(`A stepwise schedule needs at least one step between changes, not ${every}.`)
   return (done) => rate * factor ** Math.floor(done / every)
 }
 
 /** rate/√(done/scale) after a linear rise over `scale` steps (Vaswani et al. 2017, with the peak as the rate). */
-export function inverseSquareRoot(rate: number, { scale }: { scale: number }): Schedule {
+export function inverseSquareRootRate(rate: number, { scale }: { scale: number }): Schedule {
   if (!(scale >= 1)) throw new UsageError(`The inverse square root schedule needs a scale of at least one step, not ${scale}.`)
   return (done) => rate * Math.min((done + 1) / scale, Math.sqrt(scale / (done + 1)))
 }

@@ -89,7 +89,7 @@ function fitting(vector: SteeringVector, out: string): SteeringVector {
   return extname(out).toLowerCase() === '.gguf' && rest.length > 0 && rest.length < vector.sites.length ? vector.only(rest) : vector
 }
 
-function position(text: string): Position {
+export function position(text: string): Position {
   if (text === 'last' || text === 'mean') return text
   if (/^-?\d+$/.test(text)) return Number(text)
   throw new InvalidArgumentError('It must be last, mean, or a whole number (negative from the end).')

@@ -18,23 +18,28 @@ const llama = {
 const rotaryOf = (config: object, layer = 0) => specOf({ ...llama, ...config }).block(layer).attention.rotary as Rotary
 
 describe('unlisted families', () => {
-  it('are read by their declared facts when these are all of the Llama layout', () => {
-    const spec = specOf({ ...llama, model_type: 'yi', architectures: ['YiForCausalLM'], attention_bias: true, attention_dropout: 0.1 })
+  it('are read by their declared facts when these are all of the Llama layout and somebody says so', () => {
+    const spec = specOf(
+      { ...llama, model_type: 'yi', architectures: ['YiForCausalLM'], attention_bias: true, attention_dropout: 0.1 },
+      'declared',
+    )
     expect(spec.family).toBe('yi')
+    expect(() => specOf({ ...llama, model_type: 'yi' })).toThrow(/load it with the family 'declared'/)
+    expect(specOf({ ...llama, model_type: 'yi' }, 'qwen2').family).toBe('qwen2')
     expect(spec.block(0).attention.projection).toMatchObject({ q: { bias: 'model.layers.0.self_attn.q_proj.bias' } })
   })
 
   it('are refused with the fact that is missing', () => {
     const { rms_norm_eps: _, hidden_act: __, ...rest } = llama
     expect(() => specOf({ ...rest, model_type: 'lama' })).toThrow(
-      /'lama' is not known.*nearest: llama.*hidden_act and rms_norm_eps are missing/s,
+      /'lama' is not known.*nearest: llama.*hidden_act, rms_norm_eps are missing/s,
     )
     expect(() => specOf({ hidden_size: 3 })).toThrow(/no 'model_type'/)
   })
 
   it('are refused with the fact that is not understood', () => {
     expect(() => specOf({ ...llama, model_type: 'new', num_experts: 8, qk_norm: true, use_moe: false })).toThrow(
-      /sets num_experts and qk_norm, which the Llama layout does not know/,
+      /sets num_experts, qk_norm, which the Llama layout does not know/,
     )
   })
 })

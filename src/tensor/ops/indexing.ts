@@ -1,7 +1,7 @@
 /** @file Ops that pick and place values by index. */
 import { ShapeError } from '../../base/errors.ts'
-import { need, one, sameShape, sameType } from '../shape.ts'
-import { apply1, axisOf, defineOp, shown, type Tensor } from '../tensor.ts'
+import { need, one, product, sameShape, sameType } from '../shape.ts'
+import { apply1, axisOf, defineOp, type Emitter, type Shape, shown, type Tensor } from '../tensor.ts'
 import { cast } from './elementwise.ts'
 import { concat, iota, transpose, unsqueeze } from './layout.ts'
 import { carriers, unsqueezeAll, zerosLike } from './like.ts'
@@ -96,13 +96,38 @@ defineOp({
       )
     return one(x.dtype, x.shape)
   },
-  lower: (e, [x, i, u], { attrs: a }) =>
-    e.emit('ScatterND', [x as string, i as string, u as string], { reduction: a.add ? 'add' : 'none' }),
+  lower: (e, [x, i, u], { attrs: a, inputs }) =>
+    a.add
+      ? lowerScatterAdd(e, [x as string, i as string, u as string], inputs as readonly Tensor[])
+      : e.emit('ScatterND', [x as string, i as string, u as string]),
   gradient: ({ inputs, attrs, needs }, [grad]) => {
     const [i, u, g] = [inputs[1], inputs[2], grad] as [Tensor, Tensor, Tensor]
     return [!needs[0] ? undefined : attrs.add ? g : scatterNd(g, i, zerosLike(u)), undefined, needs[2] ? gatherNd(g, i) : undefined]
   },
 })
+
+/**
+ * Adds slices value by value: ONNX Runtime's ScatterND adds from several threads without guarding what they share, and loses
+ * some of what is added to one place (seen in 1.30; issue 18048 there).
+ */
+function lowerScatterAdd(e: Emitter, [x, i, u]: readonly [string, string, string], [into, tuples]: readonly Tensor[]): string[] {
+  const op = (name: string, inputs: readonly string[], attrs: Record<string, unknown> = {}) => e.emit(name, inputs, attrs)[0] as string
+  const { shape } = into as Tensor
+  const length = (tuples as Tensor).shape.at(-1) as number
+  const sizes = (dims: Shape) => e.sizes(dims, [into as Tensor])
+  const list = (...values: number[]) => e.constant('int64', [values.length], values)
+  const dims = shape.slice(0, length)
+  const counted = op('Where', [op('Less', [i, list(0)]), op('Add', [i, sizes(dims)]), i])
+  const strides = dims.map((_, k) => product(dims.slice(k + 1)))
+  const place = length === 1 ? counted : op('ReduceSum', [op('Mul', [counted, sizes(strides)]), list(-1)], { keepdims: 1 })
+  const width = product(shape.slice(length))
+  const each = sizes([width])
+  const column = () => op('Range', [e.constant('int64', [], [0]), op('Squeeze', [each]), e.constant('int64', [], [1])])
+  const flat = width === 1 ? place : op('Add', [op('Mul', [op('Reshape', [place, list(-1, 1)]), each]), column()])
+  const line = (name: string) => op('Reshape', [name, list(-1)])
+  const sum = op('ScatterElements', [line(x), line(flat), line(u)], { axis: 0, reduction: 'add' })
+  return [op('Reshape', [sum, sizes(shape)])]
+}
 
 /** Length of the index tuples; refuses indices that cannot address `x`. */
 function tupleLength(op: string, x: Tensor, i: Tensor, batch: number): number {

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import type { NDArray } from '../../base/types.ts'
 import { gradients } from '../grad.ts'
 import { topological } from '../graph.ts'
-import { evaluate } from '../program.ts'
+import { evaluate, Program } from '../program.ts'
 import type { Tensor } from '../tensor.ts'
 import * as op from './index.ts'
 import { arrayOf, testOptions } from './testing/check.ts'
@@ -83,6 +83,19 @@ describe('gradients that are not derivatives', () => {
   it('two custom gradients of one forward function stay two', async () => {
     const twice = (factor: number) => op.customGradient({ forward: (x) => op.mul(x as Tensor, 2), backward: (g) => [op.mul(g, factor)] })
     expect(await slope([1], (x) => op.add(twice(3)(x), twice(5)(x)))).toEqual([8])
+  })
+})
+
+describe('gradients that many places add to', () => {
+  it('lose nothing when several threads run, and are the same every time', async () => {
+    const [places, count, width] = [2, 100_000, 8]
+    const table = op.input('t', 'float32', [places, width])
+    const ids = op.input('ids', 'int64', [count])
+    const [g] = gradients(op.gather(table, ids).sum(), [table]) as [Tensor]
+    const index = Array.from({ length: count }, (_, i) => i % places)
+    const program = await Program.of({ g }, { ...testOptions, threads: 4 })
+    for (let run = 0; run < 20; run++)
+      expect(new Set(numbers((await program.run({ ids: arrayOf('int64', [count], index) })).g))).toEqual(new Set([count / places]))
   })
 })
 

@@ -2,7 +2,7 @@
 import type { HealthAnswer, ModelAnswer, ModelLine } from '../../../src/server/protocol.ts'
 import { health, lines, onReach } from './api.ts'
 import { Live } from './live.svelte.ts'
-import { defaultView, fromLink, toLink, type View } from './view.ts'
+import { defaultView, fitted, fromLink, toLink, type View } from './view.ts'
 
 /** How far a model has come. */
 export type Loading = Extract<ModelLine, { type: 'progress' }>
@@ -90,7 +90,9 @@ class App {
 
   /** A view as a newcomer finds it, on the same model. */
   reset(): void {
-    this.view = { ...defaultView(), model: this.view.model }
+    const usual = defaultView()
+    const layers = this.spec?.layers
+    this.view = { ...usual, model: this.view.model, ...(layers ? { edits: fitted(usual.edits, layers) } : {}) }
   }
 
   #reached(reachable: boolean): void {

@@ -29,6 +29,7 @@ export class Live<T> {
     this.#key = key
     this.#work = work
     this.stale = true
+    this.busy = true
     clearTimeout(this.#timer)
     this.#running?.abort()
     this.#timer = setTimeout(() => void this.#run(), delay)

@@ -95,6 +95,16 @@ export function differenceOf(
   return ok ? (d as { positive: string[]; negative: string[]; site: string }) : undefined
 }
 
+/** Edits for a model of so many layers: those at deeper ones move to two thirds of its depth, where steering works best. */
+export function fitted(edits: readonly StackEdit[], layers: number): readonly StackEdit[] {
+  return edits.map((e) => {
+    const [, name, layer] = /^([a-z_]+)\.(\d+)$/.exec(e.edit.site) ?? []
+    if (layer === undefined || Number(layer) < layers) return e
+    const site = `${name}.${Math.floor((2 * layers) / 3)}`
+    return { ...e, edit: JSON.parse(JSON.stringify(e.edit).replaceAll(`"${e.edit.site}"`, `"${site}"`)) as EditData }
+  })
+}
+
 /** The address (behind `#`) of a view; what is as a newcomer finds it is left out. */
 export function toLink(view: View): string {
   const usual = defaultView()
