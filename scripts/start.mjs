@@ -3,7 +3,8 @@ import { checkNode } from './tools/node-version.mjs'
 
 checkNode()
 
-import('./setup.mjs').then(async ({ inRoot, setUpOrExit }) => {
+Promise.all([import('./setup.mjs'), import('./tools/parent.mjs')]).then(async ([{ inRoot, setUpOrExit }, { endWithParent }]) => {
+  endWithParent()
   const args = process.argv.slice(2)
   await setUpOrExit({ model: args.length > 0 ? 'try' : 'fetch' })
   // In this very process, so that stdin, stdout, signals and the exit code are the command's own.

@@ -183,6 +183,23 @@ describe.skipIf(!browser)(
       await settled()
     })
 
+    it('who slides on without a pause sees answers on the way', async () => {
+      const changes = await page.evaluate(async () => {
+        const slider = document.querySelector('#strength') as HTMLInputElement
+        const text = () => document.querySelectorAll('.story')[1]?.textContent
+        const seen = new Set([text()])
+        for (let i = 0; i < 100; i++) {
+          slider.value = String(-4 + (8 * i) / 100)
+          slider.dispatchEvent(new Event('input', { bubbles: true }))
+          await new Promise((resolve) => setTimeout(resolve, 30))
+          seen.add(text())
+        }
+        return seen.size
+      })
+      expect(changes).toBeGreaterThan(2)
+      await settled()
+    })
+
     it('the link shows the same again', async () => {
       await page.getByRole('radio', { name: 'length (norm)' }).check({ force: true })
       await page.locator('#strength').fill('2.5')

@@ -4,6 +4,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { inRoot, root, setUp, told } from '../setup.mjs'
+import { endWithParent } from './parent.mjs'
 import { say } from './say.mjs'
 
 /**
@@ -11,6 +12,7 @@ import { say } from './say.mjs'
  * @param {string[]} args `--full`, and what else the runner understands
  */
 export async function runTests(args) {
+  endWithParent()
   let model = false
   try {
     ;({ model } = await setUp())

@@ -185,7 +185,7 @@ async function attributed(request: {
         ...Object.fromEntries(alphas),
         ...request.feeds(part.length),
       },
-      { fetch: [names.metric, ...sites.map((s) => names.part(s.site))] },
+      { fetch: [names.metric, ...sites.map((s) => names.part(s.site))], signal: request.options.signal },
     )
     for (const [b, row] of part.entries()) {
       const value = out[names.metric]?.data[b] as number

@@ -47,3 +47,4 @@ export {
 export type { Positions, SweepTable, TableAxis } from './patch-cells.ts'
 export { matchParameters } from './patch-graph.ts'
 export { type Metric, type MetricFunction, type MetricKind, metricKinds, type TokenOf } from './patch-metric.ts'
+export { type PathOptions, type PathReceiver, type PathResult, patchPaths } from './patch-path.ts'

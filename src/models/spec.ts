@@ -170,14 +170,17 @@ export interface BlockSpec {
   readonly mlpSumNorm?: Norm | undefined
   /** Factor on what attention and MLP add. */
   readonly multiplier?: number
+  /** Parameters that multiply what attention and MLP add, for each coordinate. */
+  readonly attnGain?: string
+  readonly mlpGain?: string
+  /** Attention to another stack, between attention and MLP, with the norm before it. */
+  readonly cross?: { readonly norm: Norm; readonly attention: AttentionSpec }
   /** Modules of the reference that add the residual stream themselves, so that it is part of their output. */
   readonly addsInside?: readonly ('attn_out' | 'mlp_out')[]
 }
 
-/** A decoder-only language model. */
-export interface DecoderSpec {
-  /** The `model_type` of its config. */
-  readonly family: string
+/** A stack of blocks. */
+export interface Stack {
   readonly layers: number
   readonly dModel: number
   readonly heads: number
@@ -185,6 +188,13 @@ export interface DecoderSpec {
   readonly headDim: number
   /** Width of the MLP of blocks without experts. */
   readonly dMlp: number
+  readonly block: (layer: number) => BlockSpec
+}
+
+/** A decoder-only language model. */
+export interface DecoderSpec extends Stack {
+  /** The `model_type` of its config. */
+  readonly family: string
   readonly vocab: number
   /** Longest context that the model was made for. */
   readonly maxPositions: number
@@ -195,7 +205,6 @@ export interface DecoderSpec {
   readonly embeddingNorm?: Norm
   /** Embeddings of another width, with the projections between it and the residual stream. */
   readonly narrow?: { readonly width: number; readonly in: Linear; readonly out: Linear }
-  readonly block: (layer: number) => BlockSpec
   readonly finalNorm?: Norm
   /** The unembedding; the embedding's own matrix when tied. */
   readonly head: Linear

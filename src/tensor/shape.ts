@@ -36,19 +36,23 @@ function splitName(name: string, separator: '*' | '+'): string[] {
   return [...parts, name.slice(from)]
 }
 
+/** Whether a name is one sum in brackets. */
+const isBracketed = (name: string) => name.startsWith('(') && splitName(name, '*').length === 1 && splitName(name, '+').length === 1
+
 /** The factors of an axis: numbers as numbers, a sum in brackets. */
 export function factorsOf(d: Dim): Dim[] {
-  if (typeof d === 'number') return [d]
-  if (termsOf(d).length > 1) return [`(${d})`]
-  return splitName(d, '*').map((part) => (/^\d+$/.test(part) ? Number(part) : part))
+  if (typeof d === 'number' || isBracketed(d)) return [d]
+  if (splitName(d, '+').length > 1) return [`(${d})`]
+  return splitName(d, '*').map(asNumber)
 }
 
 /** The terms of an axis that is a sum of axes: `past+pos` is `past` and `pos`. */
 export function termsOf(d: Dim): Dim[] {
   if (typeof d === 'number') return [d]
-  const name = d.startsWith('(') && splitName(d, '*').length === 1 && splitName(d, '+').length === 1 ? d.slice(1, -1) : d
-  return splitName(name, '+').map((part) => (/^\d+$/.test(part) ? Number(part) : part))
+  return splitName(isBracketed(d) ? d.slice(1, -1) : d, '+').map(asNumber)
 }
+
+const asNumber = (part: string): Dim => (/^\d+$/.test(part) ? Number(part) : part)
 
 /** The product of axes as one axis; symbols multiply by name (`batch*pos`). */
 export function product(dims: Shape): Dim {

@@ -52,21 +52,30 @@ const activations: Readonly<Record<Activation, (x: Tensor) => Tensor>> = {
 
 /** Traces parts of a model and marks their sites. */
 export class Parts {
-  readonly marks = new SiteMarks()
+  readonly marks: SiteMarks
   private readonly parameters: Parameters
   private readonly slots: boolean
+  private readonly prefix: string
 
-  constructor(parameters: Parameters, slots: boolean) {
+  /** @param options.prefix comes before the names of all sites, where a model has several stacks that share `marks`. */
+  constructor(parameters: Parameters, options: { slots?: boolean; prefix?: string; marks?: SiteMarks } = {}) {
     this.parameters = parameters
-    this.slots = slots
+    this.slots = options.slots ?? false
+    this.prefix = options.prefix ?? ''
+    this.marks = options.marks ?? new SiteMarks()
   }
 
   /** Gives a value a name, under which it can be read and rewritten. */
   mark(site: string, x: Tensor): Tensor {
     const open = this.slots && slotSites.includes(site.split('.')[0] as string)
     const marked = identity(open ? slot(x, slotName(site)) : x)
-    this.marks.sites.set(site, marked)
+    this.marks.sites.set(this.prefix + site, marked)
     return marked
+  }
+
+  /** Names a value inside a composite, which appears when the composite is written out. */
+  inside(site: string, of: Tensor, name: string): void {
+    this.marks.inside(this.prefix + site, of, name)
   }
 
   /** x·W + b */
@@ -85,8 +94,8 @@ export class Parts {
   /** A norm over the last axis, with the sites of its inside: `attn_in` and `.3` mark `attn_in_scale.3` and `attn_in_normalized.3`. */
   norm(site: string, suffix: string, norm: Norm, x: Tensor): Tensor {
     const y = this.normalised(norm, x, x.shape.at(-1) as number)
-    this.marks.inside(`${site}_scale${suffix}`, y, 'scale')
-    this.marks.inside(`${site}_normalized${suffix}`, y, 'normalized')
+    this.inside(`${site}_scale${suffix}`, y, 'scale')
+    this.inside(`${site}_normalized${suffix}`, y, 'normalized')
     return y
   }
 

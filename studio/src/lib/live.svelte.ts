@@ -1,11 +1,12 @@
 /** @file A value that follows its question: the newest question wins, the old answer stays, marked as stale, until the new one comes. */
-import { GoneError } from './api.ts'
-
 /** What went wrong, as the reader sees it. */
 export interface Failure {
   readonly name: string
   readonly message: string
 }
+
+/** Milliseconds up to which a delay counts as short. */
+const short = 50
 
 type Work<T> = (signal: AbortSignal, put: (value: T) => void) => Promise<void>
 
@@ -22,8 +23,15 @@ export class Live<T> {
   #work: Work<T> | undefined
   #running: AbortController | undefined
   #timer: ReturnType<typeof setTimeout> | undefined
+  /** The running question has no answer yet. */
+  #unanswered = false
+  /** A newer question waits for the first answer to the running one. */
+  #waiting = false
 
-  /** Asks, unless this very question was asked last. `delay`: milliseconds to wait for a newer question. */
+  /**
+   * Asks, unless this very question was asked last. `delay`: milliseconds to wait for a newer question. With a short delay
+   * the answer that is under way may show its beginning first, so that who slides on without a pause sees answers on the way.
+   */
   ask(key: string, work: Work<T>, delay = 0): void {
     if (key === this.#key) return
     this.#key = key
@@ -31,7 +39,9 @@ export class Live<T> {
     this.stale = true
     this.busy = true
     clearTimeout(this.#timer)
-    this.#running?.abort()
+    this.#waiting = this.#unanswered && delay <= short
+    if (this.#waiting) return
+    this.#stop()
     this.#timer = setTimeout(() => void this.#run(), delay)
   }
 
@@ -39,7 +49,6 @@ export class Live<T> {
   again(): void {
     if (!this.#work) return
     clearTimeout(this.#timer)
-    this.#running?.abort()
     void this.#run()
   }
 
@@ -51,7 +60,7 @@ export class Live<T> {
   /** Forgets question and answer. */
   clear(): void {
     clearTimeout(this.#timer)
-    this.#running?.abort()
+    this.#stop()
     this.#key = undefined
     this.#work = undefined
     this.value = undefined
@@ -60,24 +69,37 @@ export class Live<T> {
     this.busy = false
   }
 
+  #stop(): void {
+    this.#running?.abort()
+    this.#running = undefined
+    this.#unanswered = false
+    this.#waiting = false
+  }
+
   async #run(): Promise<void> {
+    this.#stop()
     const abort = new AbortController()
     this.#running = abort
+    this.#unanswered = true
     this.busy = true
     try {
       await (this.#work as Work<T>)(abort.signal, (value) => {
         if (abort.signal.aborted) return
         this.value = value
-        this.stale = false
         this.error = undefined
+        this.#unanswered = false
+        if (this.#waiting) void this.#run()
+        else this.stale = false
       })
     } catch (error) {
       if (abort.signal.aborted) return
       this.error = error instanceof Error ? { name: error.name, message: error.message } : { name: 'Error', message: String(error) }
-      // What is shown is still the best there is when the server is only away.
-      if (!(error instanceof GoneError)) this.stale = true
     } finally {
-      if (this.#running === abort) this.busy = false
+      if (this.#running === abort) {
+        this.#unanswered = false
+        this.busy = false
+        if (this.#waiting) void this.#run()
+      }
     }
   }
 }
