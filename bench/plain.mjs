@@ -1,5 +1,6 @@
 /** @file The contender: a Llama exported by hand for plain onnxruntime-node, with everything fused that the runtime can fuse. Shares no code with the engine but the ONNX codec. */
 import { closeSync, existsSync, openSync, readSync, renameSync, writeSync } from 'node:fs'
+import '../dist/tensor/runtime/no-telemetry.js'
 import { create, toBinary } from '@bufbuild/protobuf'
 import ort from 'onnxruntime-node'
 import * as onnx from '../dist/tensor/onnx/gen/onnx_pb.js'

@@ -6,6 +6,9 @@ import { add, zero } from '../../dist/index.js'
 import { alternate, relativeError } from '../lib.mjs'
 import { row } from '../models.mjs'
 import { plainModel } from '../plain.mjs'
+import { exploreJobs } from './explore.mjs'
+import { jobs as patchingJobs } from './patching.mjs'
+import { trainingJobs } from './training.mjs'
 
 const context = 128
 const prompt = 16
@@ -172,4 +175,7 @@ export const jobs = {
         },
       ),
   },
+  ...patchingJobs,
+  ...exploreJobs,
+  ...trainingJobs,
 }

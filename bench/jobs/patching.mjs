@@ -30,7 +30,7 @@ async function oneByOne(model, { clean, corrupt, metric }) {
   return grid
 }
 
-/** J9 and J10, to be merged into the jobs of the protocol. */
+/** The jobs. */
 export const jobs = {
   J9: {
     title: 'activation patching sweep, layers × 16 positions',
@@ -42,10 +42,17 @@ export const jobs = {
       return alternate(
         [
           { name: 'actlens, one forward', run: () => model.run(request.corrupt).then(() => undefined) },
-          { name: 'actlens, patches one by one', run: async () => void (reference = await oneByOne(model, request)) },
+          {
+            name: 'actlens, patches one by one',
+            run: async () => {
+              reference = await oneByOne(model, request)
+            },
+          },
           {
             name: 'actlens patch, stacked on the batch',
-            run: async () => void (swept = await patch(model, request)),
+            run: async () => {
+              swept = await patch(model, request)
+            },
             checks: () => ({ error: relativeError(swept.tables['resid_pre.*'].data, reference) }),
           },
         ],

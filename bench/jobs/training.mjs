@@ -1,6 +1,19 @@
 /** @file Jobs of training: a step of a language model of stories15M's shape, and one of a TopK autoencoder. PyTorch's side is shared/bench/gradient_torch.py and sae_train.py. */
-import { adam, adamW, crossEntropy, embeddingTable, mlp, ParameterSet, rmsNormed, selfAttention, sparseDecode, tiedLogits, TrainingStep } from '../../dist/nn/index.js'
-import { add, div, gather, matmul, mean, mul, relu, sqrt, sub, sum, topK } from '../../dist/tensor/index.js'
+import {
+  adam,
+  adamW,
+  crossEntropy,
+  embeddingTable,
+  encode,
+  mlp,
+  ParameterSet,
+  rmsNormed,
+  selfAttention,
+  sparseDecode,
+  TrainingStep,
+  tiedLogits,
+} from '../../dist/nn/index.js'
+import { add, div, gather, mean, mul, relu, sqrt, sub, sum, topK } from '../../dist/tensor/index.js'
 import { alternate } from '../lib.mjs'
 
 /** A repeatable stream of numbers in [−½, ½). */
@@ -40,7 +53,13 @@ async function stepping(name, options, batchOf, rate, runtime) {
         const { loss } = await step.update(batchOf(losses.length), { rate, step: losses.length + 1 })
         losses.push(loss)
       },
-      checks: () => ({ 'first losses': losses.slice(0, 4).map((v) => v.toFixed(4)).join(' '), 'last loss': losses.at(-1) }),
+      checks: () => ({
+        'first losses': losses
+          .slice(0, 4)
+          .map((v) => v.toFixed(4))
+          .join(' '),
+        'last loss': losses.at(-1),
+      }),
     },
   }
 }
@@ -97,10 +116,14 @@ function unitRows(next, count, width) {
 function saeModel({ x }, scope, start) {
   const { inside, features, k } = sae
   const decoder = scope.parameter('W_dec', [features, inside], () => start.slice())
-  const encoder = scope.parameter('W_enc', [inside, features], () => Float32Array.from({ length: inside * features }, (_, i) => start[(i % features) * inside + Math.floor(i / features)]))
-  const [bEnc, bDec] = [['b_enc', features], ['b_dec', inside]].map(([n, size]) => scope.parameter(n, [size], () => new Float32Array(size)))
-  const pre = add(matmul(sub(x, bDec), encoder), bEnc)
-  const { values, indices } = topK(pre, k)
+  const encoder = scope.parameter('W_enc', [inside, features], () =>
+    Float32Array.from({ length: inside * features }, (_, i) => start[(i % features) * inside + Math.floor(i / features)]),
+  )
+  const [bEnc, bDec] = [
+    ['b_enc', features],
+    ['b_dec', inside],
+  ].map(([n, size]) => scope.parameter(n, [size], () => new Float32Array(size)))
+  const { values, indices } = topK(encode(x, { encoder, encoderBias: bEnc, decoderBias: bDec }), k)
   const rebuilt = add(sparseDecode(relu(values), indices, decoder), bDec)
   const error = sub(x, rebuilt)
   return mean(sum(mul(error, error), [-1]))
@@ -117,7 +140,9 @@ async function saeStep({ options }) {
   const { inside, features, batch, kinds } = sae
   const next = stream(2)
   const directions = unitRows(next, kinds, inside)
-  const batches = Array.from({ length: 4 }, () => ({ x: { dtype: 'float32', shape: [batch, inside], data: plantedRows(next, directions, batch) } }))
+  const batches = Array.from({ length: 4 }, () => ({
+    x: { dtype: 'float32', shape: [batch, inside], data: plantedRows(next, directions, batch) },
+  }))
   const start = unitRows(next, features, inside)
   const training = {
     model: (inputs, scope) => saeModel(inputs, scope, start),

@@ -64,6 +64,8 @@ export interface PassWindow {
   readonly position: Int32Array
   /** Positions in the rows as the model saw them, [count]. */
   readonly column: Int32Array
+  /** Index into `rows`, [count]. */
+  readonly row: Int32Array
   /** By canonical site, [count, width]. */
   readonly values: ReadonlyMap<string, Float32Array>
   /** Whole rows that were run. */
@@ -295,12 +297,8 @@ function assembled(
   unfired: readonly string[],
 ): PassWindow {
   const count = pieces.reduce((n, p) => n + p.columns.length, 0)
-  const [tokens, document, position, column] = Array.from({ length: 4 }, () => new Int32Array(count)) as [
-    Int32Array,
-    Int32Array,
-    Int32Array,
-    Int32Array,
-  ]
+  const columns = () => new Int32Array(count)
+  const [tokens, document, position, column, rowOf] = [columns(), columns(), columns(), columns(), columns()]
   const values = new Map(plan.sites.map(({ site, width }) => [site, new Float32Array(count * width)]))
   let at = 0
   for (const [i, piece] of pieces.entries()) {
@@ -310,10 +308,11 @@ function assembled(
       tokens[at] = row.ids[c] as number
       document[at] = row.document[c] as number
       position[at] = row.position[c] as number
+      rowOf[at] = i
       column[at++] = c
     }
   }
-  return { count, tokens, document, position, column, values, rows, ...(next ? { next } : {}), unfired }
+  return { count, tokens, document, position, column, row: rowOf, values, rows, ...(next ? { next } : {}), unfired }
 }
 
 function truncated(window: PassWindow, { sites }: PassPlan, count: number): PassWindow {
@@ -324,6 +323,7 @@ function truncated(window: PassWindow, { sites }: PassPlan, count: number): Pass
     document: window.document.subarray(0, count),
     position: window.position.subarray(0, count),
     column: window.column.subarray(0, count),
+    row: window.row.subarray(0, count),
     values: new Map(sites.map(({ site, width }) => [site, (window.values.get(site) as Float32Array).subarray(0, count * width)])),
   }
 }

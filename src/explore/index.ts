@@ -1,6 +1,14 @@
 /** @file Looking into a model: patching, attribution, lenses, attention patterns. */
 
 export {
+  type ActivationChunk,
+  ActivationStore,
+  openActivations,
+  type RowOrigins,
+  type ShuffledBatch,
+  type ShuffleOptions,
+} from './activation-store.ts'
+export {
   type AttributeOptions,
   type AttributionMethod,
   type AttributionResult,
@@ -48,3 +56,14 @@ export type { Positions, SweepTable, TableAxis } from './patch-cells.ts'
 export { matchParameters } from './patch-graph.ts'
 export { type Metric, type MetricFunction, type MetricKind, metricKinds, type TokenOf } from './patch-metric.ts'
 export { type PathOptions, type PathReceiver, type PathResult, patchPaths } from './patch-path.ts'
+export {
+  activationStatistics,
+  Moments,
+  normsOf,
+  type Probing,
+  type SiteStatistics,
+  type StatisticsOptions,
+  type TopContext,
+  TopContexts,
+} from './statistics.ts'
+export { type Histogram, QuantileSketch } from './statistics-sketch.ts'

@@ -229,7 +229,8 @@ export interface ModulePaths {
   /** Absent where the module's output is not yet what the residual stream receives. */
   readonly embedding?: string
   readonly finalNorm?: string
-  readonly head: string
+  /** Absent where the model gives out its last states. */
+  readonly head?: string
   /** Modules whose output is the site of that name, relative to a block. */
   readonly sites?: Readonly<Record<string, string>>
 }

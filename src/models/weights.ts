@@ -13,6 +13,9 @@ const buffers = [/rotary_emb\.inv_freq$/, /\.attn\.(bias|masked_bias)$/, /\.atte
 /** Prefixes that some checkpoints leave out or add. */
 const prefixes = ['', 'transformer.', 'model.']
 
+/** What a record says about the tensors of its checkpoint. */
+export type ReadSpec = Pick<DecoderSpec, 'family' | 'foreign' | 'otherNames'> & Partial<Pick<DecoderSpec, 'head' | 'embedding'>>
+
 /** The weights of a model, by the names that its family uses. */
 export class ModelWeights {
   /** By the names in the checkpoint. */
@@ -58,15 +61,15 @@ export class ModelWeights {
   }
 
   /** Names that were never asked for, of tensors that are the model's. */
-  unused(spec: DecoderSpec): string[] {
+  unused(spec: ReadSpec): string[] {
     // With tied weights, a separate unembedding in the file is a copy.
-    const copies = spec.head.weight === spec.embedding ? ['lm_head.weight'] : []
+    const copies = spec.head !== undefined && spec.head.weight === spec.embedding ? ['lm_head.weight'] : []
     const foreign = (n: string) => spec.foreign?.some((f) => n.startsWith(f)) === true
     return [...this.refs.keys()].filter((n) => !this.used.has(n) && !buffers.some((b) => b.test(n)) && !copies.includes(n) && !foreign(n))
   }
 
   /** Refuses a checkpoint with tensors that the model does not read. */
-  checkAllRead(spec: DecoderSpec): void {
+  checkAllRead(spec: ReadSpec): void {
     const rest = this.unused(spec)
     if (rest.length > 0)
       throw new ModelError(
@@ -84,7 +87,7 @@ export interface ComputedParts {
 }
 
 /** Parameters of a trunk, from weights and computed tables; `feeds` are the values of inputs that never change, known once a trunk was traced. */
-export function parametersOf(spec: DecoderSpec, weights: ModelWeights, contextLength: number): Parameters & ComputedParts {
+export function parametersOf(spec: ReadSpec, weights: ModelWeights, contextLength: number): Parameters & ComputedParts {
   const made = new Map<string, Tensor>()
   const get = (name: string, shape: readonly number[]) => {
     const ref = weights.ref(name, shape, spec.otherNames?.(name))
@@ -109,7 +112,7 @@ export function parametersOf(spec: DecoderSpec, weights: ModelWeights, contextLe
   }
   const byName = (name: string) => {
     // Hugging Face calls the unembedding so, whatever the checkpoint does.
-    const found = weights.nameOf(name) ?? (name === 'lm_head.weight' ? weights.nameOf(spec.head.weight) : undefined)
+    const found = weights.nameOf(name) ?? (name === 'lm_head.weight' ? spec.head && weights.nameOf(spec.head.weight) : undefined)
     return made.get(found ?? name)
   }
   return { get, table, contextLength, feeds, byName }

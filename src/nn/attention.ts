@@ -34,9 +34,12 @@ export function causalAttention(q: Tensor, k: Tensor, v: Tensor, options: HeadOp
   const { heads, kvHeads = heads } = options
   const [batch, pos, width] = q.shape as [Dim, Dim, number]
   const size = width / heads
-  if (typeof pos !== 'number') throw new ShapeError(`Attention is trained on blocks of a known length, not '${pos}'; declare the input with a number.`)
+  if (typeof pos !== 'number')
+    throw new ShapeError(`Attention is trained on blocks of a known length, not '${pos}'; declare the input with a number.`)
   if (!Number.isInteger(size) || heads % kvHeads !== 0 || k.shape[2] !== kvHeads * size)
-    throw new ShapeError(`Attention of ${heads} heads over ${kvHeads} does not fit queries of width ${width} and keys of width ${k.shape[2]}.`)
+    throw new ShapeError(
+      `Attention of ${heads} heads over ${kvHeads} does not fit queries of width ${width} and keys of width ${k.shape[2]}.`,
+    )
   const split = (x: Tensor, n: number) => transpose(reshape(x, [batch, pos, n, size]), [0, 2, 1, 3])
   // Query heads that share a key head become rows of it.
   const grouped = (x: Tensor, columns: number) => (kvHeads === heads ? x : reshape(x, [batch, kvHeads, (heads / kvHeads) * pos, columns]))

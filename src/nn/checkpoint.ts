@@ -74,7 +74,9 @@ export function restore(step: TrainingStep, checkpoint: Checkpoint, name: string
   const values = [...targets].map(([key, target]) => {
     const { data } = checkpoint.tensors[key] as NDArray
     if (!(data instanceof Float32Array) || data.length !== target.data.length)
-      throw new FormatError(`In the checkpoint ${name}, ${key} has ${data.length} values where ${target.data.length} float32 ones are needed; resume with the same model.`)
+      throw new FormatError(
+        `In the checkpoint ${name}, ${key} has ${data.length} values where ${target.data.length} float32 ones are needed; resume with the same model.`,
+      )
     return [target, data] as const
   })
   const counters = countersOf(checkpoint, name)

@@ -86,7 +86,9 @@ export function packedTokens(texts: Iterable<ArrayLike<number>>, { length, separ
   }
   const blocks = Math.floor((count - 1) / length)
   if (blocks < 1)
-    throw new UsageError(`The texts have ${count} tokens, too few for one block of ${length} and its next token; give more text or shorter blocks.`)
+    throw new UsageError(
+      `The texts have ${count} tokens, too few for one block of ${length} and its next token; give more text or shorter blocks.`,
+    )
   return {
     length: blocks,
     batch: (indices) => {
@@ -131,7 +133,9 @@ export function batches(data: Dataset, { batch, seed }: BatchOptions): BatchSour
     },
     seek(to) {
       if (!(Number.isInteger(to.epoch) && Number.isInteger(to.batch) && to.epoch >= 0 && to.batch >= 0 && to.batch <= perEpoch))
-        throw new UsageError(`There is no position ${JSON.stringify(to)} in data of ${perEpoch} batches an epoch; resume with the same data.`)
+        throw new UsageError(
+          `There is no position ${JSON.stringify(to)} in data of ${perEpoch} batches an epoch; resume with the same data.`,
+        )
       position = to
     },
     async next() {

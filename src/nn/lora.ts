@@ -25,10 +25,14 @@ export function loraLinear(scope: Scope, x: Tensor, out: number, { rank, alpha =
 }
 
 /** For `trainable`: adapters are trained, everything else is frozen. */
-export const loraOnly = (name: string) => name.endsWith(`.${parts.a}`) || name.endsWith(`.${parts.b}`) || name === parts.a || name === parts.b
+export const loraOnly = (name: string) =>
+  name.endsWith(`.${parts.a}`) || name.endsWith(`.${parts.b}`) || name === parts.a || name === parts.b
 
 /** The parameters with every adapter added into its weight, so that plain `linear` layers do the same. */
-export async function mergedLora(parameters: ParameterSet, options: { readonly alpha?: number; readonly program: ProgramOptions }): Promise<ParameterSet> {
+export async function mergedLora(
+  parameters: ParameterSet,
+  options: { readonly alpha?: number; readonly program: ProgramOptions },
+): Promise<ParameterSet> {
   const merged: Record<string, NDArray> = {}
   let adapters = 0
   for (const [name, p] of parameters) {
@@ -45,6 +49,7 @@ export async function mergedLora(parameters: ParameterSet, options: { readonly a
     merged[name] = (await evaluate({ sum }, { w: p, a, b }, options.program)).sum
     adapters++
   }
-  if (adapters === 0) throw new UsageError('These parameters hold no adapter (lora_a and lora_b beside a weight), so there is nothing to merge.')
+  if (adapters === 0)
+    throw new UsageError('These parameters hold no adapter (lora_a and lora_b beside a weight), so there is nothing to merge.')
   return ParameterSet.from(merged)
 }

@@ -2,8 +2,8 @@
 import { ShapeError } from '../base/errors.ts'
 import {
   add,
-  cast,
   type ConvOptions,
+  cast,
   constant,
   conv,
   gather,
@@ -93,11 +93,21 @@ export function selfAttention(scope: Scope, x: Tensor, { heads, kvHeads = heads,
 /** Rotation of heads by their positions, neighbouring coordinates being a pair. */
 function turned(x: Tensor, size: number, base: number): (t: Tensor, heads: number) => Tensor {
   const [batch, pos] = x.shape
-  if (typeof batch !== 'number' || typeof pos !== 'number') throw new ShapeError(`Rotary attention is trained on a known batch and length, not [${batch}, ${pos}].`)
+  if (typeof batch !== 'number' || typeof pos !== 'number')
+    throw new ShapeError(`Rotary attention is trained on a known batch and length, not [${batch}, ${pos}].`)
   const half = size / 2
   const angle = (i: number) => Math.floor(i / half) * base ** (-(i % half) / half)
-  const table = (f: (a: number) => number) => constant('float32', [pos, half], Float32Array.from({ length: pos * half }, (_, i) => f(angle(i))))
-  const positions = constant('int64', [batch, pos], BigInt64Array.from({ length: batch * pos }, (_, i) => BigInt(i % pos)))
+  const table = (f: (a: number) => number) =>
+    constant(
+      'float32',
+      [pos, half],
+      Float32Array.from({ length: pos * half }, (_, i) => f(angle(i))),
+    )
+  const positions = constant(
+    'int64',
+    [batch, pos],
+    BigInt64Array.from({ length: batch * pos }, (_, i) => BigInt(i % pos)),
+  )
   const tables = { cos: table(Math.cos), sin: table(Math.sin) }
   return (t, heads) => rotary(t, positions, tables, { heads, interleaved: true })
 }
@@ -149,7 +159,10 @@ export function convolution(
 }
 
 /** Zeros a part `rate` of the values and scales up the rest (Srivastava et al. 2014), by numbers counted from a seed and the model's input `step`. */
-export function dropout(x: Tensor, options: { readonly rate: number; readonly step: Tensor; readonly seed?: number; readonly stream?: number }): Tensor {
+export function dropout(
+  x: Tensor,
+  options: { readonly rate: number; readonly step: Tensor; readonly seed?: number; readonly stream?: number },
+): Tensor {
   const { rate, step, seed = 0, stream = 0 } = options
   const drawn = randomUniform(x.shape, { seed, step, stream }, { like: [x] })
   return mul(x, cast(mul(cast(greaterEqual(drawn, rate), 'float32'), 1 / (1 - rate)), x.dtype))

@@ -17,7 +17,11 @@ const names: readonly Name[] = ['a', 'b']
 async function quadratic(optimizer: StepOptions['optimizer'], rate: number, extra: Partial<StepOptions> = {}) {
   const next = stream(3)
   const take = (scale = 1, added = 0) =>
-    Object.fromEntries(names.map((n) => [n, drawn(next, shapes[n], scale)]).map(([n, x]) => [n, { ...(x as ReturnType<typeof drawn>), data: (x as ReturnType<typeof drawn>).data.map((v) => v + added) }]))
+    Object.fromEntries(
+      names
+        .map((n) => [n, drawn(next, shapes[n], scale)])
+        .map(([n, x]) => [n, { ...(x as ReturnType<typeof drawn>), data: (x as ReturnType<typeof drawn>).data.map((v) => v + added) }]),
+    )
   const [start, centre, weight] = [take(2), take(), take(1, 1)]
   const parameters = ParameterSet.from(start)
   const inputs = Object.fromEntries(
@@ -28,8 +32,13 @@ async function quadratic(optimizer: StepOptions['optimizer'], rate: number, extr
       model: (x, scope) =>
         names
           .map((n) => {
-            const d = sub(scope.parameter(n, shapes[n], () => new Float32Array()), x[`c.${n}`] as Tensor)
-            return mul(mul(d, d), x[`w.${n}`] as Tensor).sum().mul(0.5)
+            const d = sub(
+              scope.parameter(n, shapes[n], () => new Float32Array()),
+              x[`c.${n}`] as Tensor,
+            )
+            return mul(mul(d, d), x[`w.${n}`] as Tensor)
+              .sum()
+              .mul(0.5)
           })
           .reduce((a, b) => add(a, b)),
       inputs,
@@ -41,7 +50,12 @@ async function quadratic(optimizer: StepOptions['optimizer'], rate: number, extr
     runtime,
   )
   const initial = parameters.copy()
-  const batch = Object.fromEntries(names.flatMap((n) => [[`c.${n}`, centre[n]], [`w.${n}`, weight[n]]])) as Record<string, ReturnType<typeof drawn>>
+  const batch = Object.fromEntries(
+    names.flatMap((n) => [
+      [`c.${n}`, centre[n]],
+      [`w.${n}`, weight[n]],
+    ]),
+  ) as Record<string, ReturnType<typeof drawn>>
   for (let i = 1; i <= 5; i++) await step.update(batch, { rate, step: i })
   return { step, parameters, initial, centre, weight, batch }
 }
@@ -74,7 +88,8 @@ const adamByHand =
     const v = updated(memory, 'v', g, (old, i) => b2 * old + (1 - b2) * (g[i] as number) ** 2)
     return p.map(
       (x, i) =>
-        x * (decoupled ? 1 - rate * decay : 1) - (rate * ((m[i] as number) / (1 - b1 ** t))) / (Math.sqrt((v[i] as number) / (1 - b2 ** t)) + 1e-8),
+        x * (decoupled ? 1 - rate * decay : 1) -
+        (rate * ((m[i] as number) / (1 - b1 ** t))) / (Math.sqrt((v[i] as number) / (1 - b2 ** t)) + 1e-8),
     )
   }
 
@@ -106,7 +121,8 @@ const muonByHand =
     let y = Array.from({ length: n }, (_, r) => Array.from({ length: m }, (_, c) => looked[c * n + r] as number))
     const norm = Math.sqrt(y.flat().reduce((s, v) => s + v * v, 0))
     y = y.map((r) => r.map((v) => v / norm))
-    const product = (a: number[][], b: number[][]) => a.map((r) => (b[0] as number[]).map((_, c) => r.reduce((s, v, k) => s + v * ((b[k] as number[])[c] as number), 0)))
+    const product = (a: number[][], b: number[][]) =>
+      a.map((r) => (b[0] as number[]).map((_, c) => r.reduce((s, v, k) => s + v * ((b[k] as number[])[c] as number), 0)))
     const flipped = (a: number[][]) => (a[0] as number[]).map((_, c) => a.map((r) => r[c] as number))
     for (let i = 0; i < 5; i++) {
       const gram = product(y, flipped(y))
@@ -129,7 +145,8 @@ describe('optimisers', () => {
     ['adafactor', adafactor({ weightDecay: 0.1 }), 0.05],
   ])('%s does what PyTorch does', async (name, optimizer, rate) => {
     const { parameters } = await quadratic(optimizer, rate)
-    for (const [i, n] of names.entries()) expect(relativeError(parameters.get(n).data, recorded.optimisers[name][i] as number[])).toBeLessThan(2e-6)
+    for (const [i, n] of names.entries())
+      expect(relativeError(parameters.get(n).data, recorded.optimisers[name][i] as number[])).toBeLessThan(2e-6)
   })
 
   it.each<[string, Optimizer, number, Rule, readonly Name[]]>([
@@ -146,7 +163,8 @@ describe('optimisers', () => {
   it('take proximal steps that leave exact zeros', async () => {
     const [rate, strength] = [0.1, 0.5]
     const run = await quadratic(proximal(sgd(), { strength }), rate)
-    const soft: Rule = (p, g) => p.map((x, i) => x - rate * (g[i] as number)).map((x) => Math.sign(x) * Math.max(0, Math.abs(x) - rate * strength))
+    const soft: Rule = (p, g) =>
+      p.map((x, i) => x - rate * (g[i] as number)).map((x) => Math.sign(x) * Math.max(0, Math.abs(x) - rate * strength))
     for (const n of names) {
       const expected = byHand(n, run, soft)
       expect(relativeError(run.parameters.get(n).data, expected)).toBeLessThan(2e-6)
@@ -160,9 +178,19 @@ describe('optimisers', () => {
     const { batch, centre, weight, initial, ...clipped } = await quadratic(sgd(), 0.1, { clip: { norm } })
     const p = Object.fromEntries(names.map((n) => [n, [...(initial[n] as ReturnType<typeof drawn>).data]]))
     for (let t = 0; t < 5; t++) {
-      const g = Object.fromEntries(names.map((n) => [n, (p[n] as number[]).map((v, i) => ((weight[n] as ReturnType<typeof drawn>).data[i] as number) * (v - ((centre[n] as ReturnType<typeof drawn>).data[i] as number)))]))
+      const g = Object.fromEntries(
+        names.map((n) => [
+          n,
+          (p[n] as number[]).map(
+            (v, i) =>
+              ((weight[n] as ReturnType<typeof drawn>).data[i] as number) *
+              (v - ((centre[n] as ReturnType<typeof drawn>).data[i] as number)),
+          ),
+        ]),
+      )
       const length = Math.sqrt(names.flatMap((n) => g[n] as number[]).reduce((s, v) => s + v * v, 0))
-      for (const n of names) p[n] = (p[n] as number[]).map((v, i) => v - 0.1 * ((g[n] as number[])[i] as number) * Math.min(1, norm / (length + 1e-6)))
+      for (const n of names)
+        p[n] = (p[n] as number[]).map((v, i) => v - 0.1 * ((g[n] as number[])[i] as number) * Math.min(1, norm / (length + 1e-6)))
     }
     for (const n of names) expect(relativeError(clipped.parameters.get(n).data, p[n] as number[])).toBeLessThan(2e-6)
     const byValue = await quadratic(sgd(), 0.1, { clip: { value: 0.3 } })
@@ -190,7 +218,10 @@ describe('optimisers', () => {
       const step = await TrainingStep.of(
         {
           model: ({ x }, scope) => {
-            const d = sub(scope.parameter('w', shape, () => new Float32Array()), x as Tensor)
+            const d = sub(
+              scope.parameter('w', shape, () => new Float32Array()),
+              x as Tensor,
+            )
             return mul(d, d).sum()
           },
           inputs: { x: { dtype: 'float32', shape } },
@@ -205,7 +236,8 @@ describe('optimisers', () => {
       return [parameters.get('w').data, (step.averages.w as ReturnType<typeof drawn>).data]
     }
     const [pieces, whole] = [await run(true), await run(false)]
-    for (const [i, values] of pieces.entries()) expect(Buffer.compare(Buffer.from(values.buffer), Buffer.from((whole[i] as Float32Array).buffer))).toBe(0)
+    for (const [i, values] of pieces.entries())
+      expect(Buffer.compare(Buffer.from(values.buffer), Buffer.from((whole[i] as Float32Array).buffer))).toBe(0)
     expect(pieces[0]?.[0]).not.toBe(start.data[0])
   })
 

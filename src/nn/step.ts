@@ -146,7 +146,14 @@ export class TrainingStep implements AsyncDisposable {
   ): Promise<StepResult> {
     const scale = at.lossScale ?? 1
     const scalars = this.extra({ ...this.graph.scalars(at), [stepScalars.lossScale]: scale }, this.updating)
-    const feeds = { ...batch, ...this.fed, ...this.stateArrays, ...this.sums, ...scalars, [stepInput]: this.stepNumber(at.random ?? at.step) }
+    const feeds = {
+      ...batch,
+      ...this.fed,
+      ...this.stateArrays,
+      ...this.sums,
+      ...scalars,
+      [stepInput]: this.stepNumber(at.random ?? at.step),
+    }
     const out = await this.execute(this.updating, feeds, this.into)
     for (const { data } of Object.values(this.sums)) data.fill(0)
     return this.result(out, batch, scale)
@@ -170,7 +177,8 @@ export class TrainingStep implements AsyncDisposable {
     const named: Record<string, NDArray> = {}
     for (const [name, value] of Object.entries(values)) {
       if (!program.inputs.has(name)) continue
-      const array = (this.scalars[name] ??= scalarArray(0))
+      this.scalars[name] ??= scalarArray(0)
+      const array = this.scalars[name]
       array.data[0] = value
       named[name] = array
     }

@@ -7,7 +7,7 @@ import { type BatchSource, batches, packedTokens, prefetched, tensorDataset } fr
 import { crossEntropy, mse } from './losses.ts'
 import { addPositions, convolution, dropout, embedding, layerNormed, linear, transformerBlock } from './modules.ts'
 import { adam, adamW, sgd } from './optimizers.ts'
-import { type ParameterSet, type Scope } from './parameters.ts'
+import type { ParameterSet, Scope } from './parameters.ts'
 import { TrainingStep } from './step.ts'
 import { drawn, drawnParameters, integers, relativeError, runtime, stream } from './testing/numbers.ts'
 import recorded from './testing/recorded.json' with { type: 'json' }
@@ -17,15 +17,22 @@ const [vocab, width, hidden, layers, batch, length] = [17, 16, 32, 2, 4, 8]
 
 function transformer({ ids, targets }: Readonly<Record<string, Tensor>>, scope: Scope): Tensor {
   let x = addPositions(scope.in('position'), embedding(scope.in('embed'), ids as Tensor, vocab, width), length)
-  for (let i = 0; i < layers; i++)
-    x = transformerBlock(scope.in(`block${i}`), x, { attention: { heads: 2 }, mlp: { hidden } })
+  for (let i = 0; i < layers; i++) x = transformerBlock(scope.in(`block${i}`), x, { attention: { heads: 2 }, mlp: { hidden } })
   return crossEntropy(linear(scope.in('head'), layerNormed(scope.in('norm'), x), vocab), targets as Tensor)
 }
 
 function transformerParameters(): ParameterSet {
   const block = (i: number) => {
-    const norm = (n: string) => [[`block${i}.${n}.weight`, [width], 0.2, 1], [`block${i}.${n}.bias`, [width], 0.2, 0]] as const
-    const layer = (n: string, from: number, to: number) => [[`block${i}.${n}.weight`, [from, to], 0.5, 0], [`block${i}.${n}.bias`, [to], 0.2, 0]] as const
+    const norm = (n: string) =>
+      [
+        [`block${i}.${n}.weight`, [width], 0.2, 1],
+        [`block${i}.${n}.bias`, [width], 0.2, 0],
+      ] as const
+    const layer = (n: string, from: number, to: number) =>
+      [
+        [`block${i}.${n}.weight`, [from, to], 0.5, 0],
+        [`block${i}.${n}.bias`, [to], 0.2, 0],
+      ] as const
     return [
       ...norm('norm1'),
       ...norm('norm2'),
@@ -73,7 +80,10 @@ function tokenBatches(): BatchSource {
     const block = (shift: number): NDArray => ({
       dtype: 'int64',
       shape: [batch, length],
-      data: BigInt64Array.from({ length: batch * length }, (_, i) => data[Math.floor(i / length) * (length + 1) + (i % length) + shift] as bigint),
+      data: BigInt64Array.from(
+        { length: batch * length },
+        (_, i) => data[Math.floor(i / length) * (length + 1) + (i % length) + shift] as bigint,
+      ),
     })
     return { ids: block(0), targets: block(1) }
   })
@@ -91,7 +101,10 @@ function inMemory(): CheckpointFiles & { readonly kept: Map<string, Checkpoint> 
   return {
     kept,
     async write(name, { tensors, metadata }) {
-      kept.set(name, { metadata, tensors: Object.fromEntries(Object.entries(tensors).map(([k, t]) => [k, { ...t, data: t.data.slice() }])) })
+      kept.set(name, {
+        metadata,
+        tensors: Object.fromEntries(Object.entries(tensors).map(([k, t]) => [k, { ...t, data: t.data.slice() }])),
+      })
     },
     read: async (name) => kept.get(name) as Checkpoint,
     list: async () => [...kept.keys()],
@@ -130,7 +143,14 @@ describe('training from the same numbers as PyTorch', () => {
     const losses = await lossesOf({
       model: ({ x, y }, scope) => {
         const first = relu(convolution(scope.in('conv1'), x as Tensor, { out: 4, kernel: [3, 3], padding: 1 }))
-        const second = relu(convolution(scope.in('conv2'), maxPool(first, { kernel: 2, stride: 2 }).values, { out: 8, kernel: [3, 3], stride: 2, padding: 1 }))
+        const second = relu(
+          convolution(scope.in('conv2'), maxPool(first, { kernel: 2, stride: 2 }).values, {
+            out: 8,
+            kernel: [3, 3],
+            stride: 2,
+            padding: 1,
+          }),
+        )
         return crossEntropy(linear(scope.in('head'), mean(second, [2, 3]), 3), y as Tensor)
       },
       parameters,
@@ -163,7 +183,8 @@ describe('an autoencoder of sparse features', () => {
       for (let r = 0; r < rows; r++)
         for (let k = 0; k < active; k++) {
           const [f, amount] = [Math.floor((next() + 0.5) * planted), 1.5 + next()]
-          for (let i = 0; i < inside; i++) x[r * inside + i] = (x[r * inside + i] as number) + amount * (truth.data[f * inside + i] as number)
+          for (let i = 0; i < inside; i++)
+            x[r * inside + i] = (x[r * inside + i] as number) + amount * (truth.data[f * inside + i] as number)
         }
       return { x: { dtype: 'float32', shape: [rows, inside], data: x } }
     }
@@ -172,7 +193,12 @@ describe('an autoencoder of sparse features', () => {
     const result = await train({
       model: ({ x }, scope) => {
         const decoder = scope.parameter('W_dec', [features, inside], () => start.data.slice())
-        const encoder = scope.parameter('W_enc', [inside, features], () => Float32Array.from({ length: inside * features }, (_, i) => start.data[(i % features) * inside + Math.floor(i / features)] as number))
+        const encoder = scope.parameter('W_enc', [inside, features], () =>
+          Float32Array.from(
+            { length: inside * features },
+            (_, i) => start.data[(i % features) * inside + Math.floor(i / features)] as number,
+          ),
+        )
         const { values, indices } = topK(matmul(x as Tensor, encoder), active)
         const kept = relu(values)
         const rebuilt = squeeze(matmul(unsqueeze(kept, 1), gather(decoder, indices)), 1)
@@ -210,7 +236,18 @@ describe('resuming', () => {
   const options = (steps: number, files: CheckpointFiles, extra: Partial<TrainOptions> = {}): TrainOptions => ({
     model: ({ ids, targets, step }, scope) => {
       const x = dropout(embedding(scope.in('embed'), ids as Tensor, vocab, width), { rate: 0.2, step: step as Tensor })
-      return crossEntropy(linear(scope.in('head'), transformerBlock(scope.in('block'), x, { attention: { heads: 2, rotaryBase: 100 }, mlp: { hidden, gated: true, activation: 'silu' }, norm: 'rms' }), vocab), targets as Tensor)
+      return crossEntropy(
+        linear(
+          scope.in('head'),
+          transformerBlock(scope.in('block'), x, {
+            attention: { heads: 2, rotaryBase: 100 },
+            mlp: { hidden, gated: true, activation: 'silu' },
+            norm: 'rms',
+          }),
+          vocab,
+        ),
+        targets as Tensor,
+      )
     },
     data: prefetched(batches(packedTokens(texts, { length, separator: 0 }), { batch: 5, seed: 2 })),
     optimizer: adamW(),
@@ -247,7 +284,9 @@ describe('resuming', () => {
     await train(options(3, files))
     const resume = { files, every: 3, resume: 'newest' }
     await expect(train(options(6, files, { optimizer: sgd(), checkpoints: resume }))).rejects.toThrow(FormatError)
-    await expect(train(options(6, files, { optimizer: sgd(), checkpoints: resume }))).rejects.toThrow(/another model or optimiser: it has state\/adamw/)
+    await expect(train(options(6, files, { optimizer: sgd(), checkpoints: resume }))).rejects.toThrow(
+      /another model or optimiser: it has state\/adamw/,
+    )
   })
 
   it('is possible after a cancellation, which leaves a checkpoint', async () => {
@@ -285,7 +324,10 @@ describe('the training loop', () => {
     const options = line()
     const held = await options.data.next()
     const evaluated: number[] = []
-    for await (const p of trainSteps({ ...options, evaluation: { every: 30, run: async (step) => ({ loss: (await step.evaluate(held)).loss }) } })) {
+    for await (const p of trainSteps({
+      ...options,
+      evaluation: { every: 30, run: async (step) => ({ loss: (await step.evaluate(held)).loss }) },
+    })) {
       seen.push(p.loss)
       expect(p.secondsLeft).toBeGreaterThanOrEqual(0)
       expect(p.stepsPerSecond).toBeGreaterThan(0)
@@ -300,7 +342,8 @@ describe('the training loop', () => {
   it('averages accumulated gradients like one large batch', async () => {
     const one = await train(line({ steps: 4, data: batches(tensorDataset(await all(line())), { batch: 16 }) }))
     const two = await train(line({ steps: 4, accumulate: 2, data: batches(tensorDataset(await all(line())), { batch: 8 }) }))
-    for (const name of one.parameters.names) expect(relativeError(two.parameters.get(name).data, one.parameters.get(name).data)).toBeLessThan(1e-6)
+    for (const name of one.parameters.names)
+      expect(relativeError(two.parameters.get(name).data, one.parameters.get(name).data)).toBeLessThan(1e-6)
   })
 
   const all = (options: TrainOptions) => batches({ length: 1, batch: () => options.data.next() }, { batch: 1 }).next()
@@ -324,8 +367,19 @@ describe('the training loop', () => {
     expect((error as Error).message).toBe(
       "Training stopped at step 7 because the input 'x' is not finite; resume from the checkpoint step-000000004, the last good one, with a lower learning rate or clipped gradients.",
     )
-    await expect(train(line({ rate: 1e30, steps: 5 }))).rejects.toThrow(/Training stopped at step 2 because the loss is not finite; no checkpoint/)
-    const root = line({ model: ({ x }, scope) => sum(sqrt(mul(relu(scope.parameter('w', [3], () => Float32Array.of(1, 0, 2))), x as Tensor).sum([1]).mul(0))) })
+    await expect(train(line({ rate: 1e30, steps: 5 }))).rejects.toThrow(
+      /Training stopped at step 2 because the loss is not finite; no checkpoint/,
+    )
+    const root = line({
+      model: ({ x }, scope) =>
+        sum(
+          sqrt(
+            mul(relu(scope.parameter('w', [3], () => Float32Array.of(1, 0, 2))), x as Tensor)
+              .sum([1])
+              .mul(0),
+          ),
+        ),
+    })
     await expect(train(root)).rejects.toThrow(/step 1 because the gradient of 'w' is not finite/)
   })
 

@@ -2,7 +2,15 @@
 import { ActlensError, CancelledError, UsageError } from '../base/errors.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { NDArray } from '../base/types.ts'
-import { type CheckpointFiles, checkpointName, checkpointOf, newestCheckpoint, restore, stepOfName, type TrainingCounters } from './checkpoint.ts'
+import {
+  type CheckpointFiles,
+  checkpointName,
+  checkpointOf,
+  newestCheckpoint,
+  restore,
+  stepOfName,
+  type TrainingCounters,
+} from './checkpoint.ts'
 import type { BatchSource } from './data.ts'
 import { LossScale, type LossScaleOptions } from './loss-scale.ts'
 import { ParameterSet } from './parameters.ts'
@@ -105,7 +113,12 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   for (;;) {
     const next = await steps.next()
     if (next.done) return next.value
-    options.onProgress?.({ task: `training (loss ${next.value.loss.toPrecision(4)})`, done: next.value.step, total: options.steps, unit: 'steps' })
+    options.onProgress?.({
+      task: `training (loss ${next.value.loss.toPrecision(4)})`,
+      done: next.value.step,
+      total: options.steps,
+      unit: 'steps',
+    })
   }
 }
 
@@ -122,7 +135,12 @@ export async function* trainSteps(options: TrainOptions): AsyncGenerator<TrainPr
 }
 
 function checkOptions({ steps, checkpoints, evaluation }: TrainOptions): void {
-  const counts = { steps, 'checkpoints.every': checkpoints?.every ?? 1, 'checkpoints.keep': checkpoints?.keep ?? 1, 'evaluation.every': evaluation?.every ?? 1 }
+  const counts = {
+    steps,
+    'checkpoints.every': checkpoints?.every ?? 1,
+    'checkpoints.keep': checkpoints?.keep ?? 1,
+    'evaluation.every': evaluation?.every ?? 1,
+  }
   for (const [name, n] of Object.entries(counts))
     if (!Number.isInteger(n) || n < 1) throw new UsageError(`Training needs ${name} as a whole number of at least 1, not ${n}.`)
 }
@@ -222,7 +240,12 @@ class Loop {
       if (!Number.isFinite(result.loss)) this.stop(result)
       sum += result.loss
     }
-    const result = await this.step.update(await data.next(), { rate, step: updates + 1, random: (this.counters.step + 1) * accumulate, lossScale })
+    const result = await this.step.update(await data.next(), {
+      rate,
+      step: updates + 1,
+      random: (this.counters.step + 1) * accumulate,
+      lossScale,
+    })
     const skipped = result.notFinite !== undefined && this.scale !== undefined && Number.isFinite(result.loss)
     if ((result.notFinite && !skipped) || !(this.scale?.note(!skipped) ?? true)) this.stop(result)
     this.counters = {
@@ -250,4 +273,3 @@ class Loop {
     for (const old of steps.slice(0, -checkpoints.keep)) await checkpoints.files.remove(old)
   }
 }
-

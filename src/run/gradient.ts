@@ -77,11 +77,14 @@ export async function gradientOf(
   const feeds: Record<string, NDArray> = { ...core.constantFeeds, ...step.feeds, ...lossFeeds(request.of, batch, spec.vocab) }
   for (const e of edits) Object.assign(feeds, feedsOf(e, layout, batch, step.total, spec, fired))
   const out = await program.run(feeds, { signal })
-  const named = (name: (s: string) => string) =>
-    Object.fromEntries(sites.map((s) => [s.site, toCaller(s.site, s.row, out[name(s.site)] as NDArray, batch)]))
+  const named = (name: (s: string) => string, fill?: number) =>
+    Object.fromEntries(
+      sites.map((s) => [s.site, toCaller(s.site, fill === undefined ? s.row : { ...s.row, fill }, out[name(s.site)] as NDArray, batch)]),
+    )
   return {
     value: Number(out[output.value]?.data[0]),
-    sites: named(output.site),
+    // Nothing depends on a place without a token, whatever its value is written as.
+    sites: named(output.site, 0),
     activations: named(output.tap),
     parameters: Object.fromEntries(parameters.map((n) => [n, out[output.parameter(n)] as NDArray<Float32Array>])),
   }

@@ -466,7 +466,7 @@ export const vocabulary: readonly SiteRow[] = [
     axes: ['batch', 'pos', 'd_vocab'],
     meaning: 'Output of the unembedding, before a factor and a soft-cap, where the family has them; else the same as logits.',
     transformerLens: ['unembed.hook_out', 'hook_unembed'],
-    huggingFace: (m) => [m.head],
+    huggingFace: (m) => (m.head ? [m.head] : []),
   },
   {
     name: 'logits',

@@ -51,7 +51,7 @@ export function runCommand(command: string, args: readonly string[], signal?: Ab
     })
     child.on('error', (error) => {
       if (signal?.aborted) reject(new CancelledError())
-      else if (systemCode(error) === 'ENOENT') {
+      else if (['ENOENT', 'EACCES'].includes(systemCode(error) ?? '')) {
         reject(
           new FormatError(
             'npm was not found, and is needed to fetch this model: install Node.js together with npm, or put npm on the PATH.',

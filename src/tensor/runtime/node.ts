@@ -1,4 +1,5 @@
 /** @file ONNX Runtime in Node. */
+import './no-telemetry.ts'
 import { createRequire } from 'node:module'
 import { parse } from 'node:path'
 import * as ort from 'onnxruntime-node'
