@@ -15,7 +15,7 @@ Values are compared where the mask is one.
 import json, os, sys
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 VOCAB, WIDTH, LAYERS, HEADS, HIDDEN, CONTEXT = 47, 24, 2, 3, 40, 40
 ids = dict(vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -90,6 +90,24 @@ FAMILIES = {
     'stablelm-12b': ('stablelm', dict(llama, qk_layernorm=True, use_parallel_residual=True, partial_rotary_factor=.5)),
     'starcoder2': ('starcoder2', llama),
 }
+words = dict(neo, type_vocab_size=2)
+image = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=HIDDEN, image_size=16, patch_size=8)
+t5 = dict(d_model=WIDTH, d_kv=8, d_ff=HIDDEN, num_layers=LAYERS, num_heads=HEADS, vocab_size=VOCAB, pad_token_id=0, eos_token_id=2, decoder_start_token_id=0)
+# Also: resid_post.L and attn_probs.L, with the prefixes encoder. and decoder. where there are two stacks, and last_hidden_state.
+ENCODERS = {
+    'bert': ('bert', words),
+    'clip_vision': ('clip_vision_model', image),
+    'deit': ('deit', image),
+    'dinov2': ('dinov2', dict(image, mlp_ratio=2)),
+    'dinov2-registers': ('dinov2_with_registers', dict(image, mlp_ratio=2, num_register_tokens=3)),
+    'dinov2-swiglu': ('dinov2', dict(image, mlp_ratio=2, use_swiglu_ffn=True)),
+    'distilbert': ('distilbert', dict(dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=HIDDEN, max_position_embeddings=CONTEXT, vocab_size=VOCAB, pad_token_id=0)),
+    'roberta': ('roberta', dict(words, pad_token_id=1, bos_token_id=0)),
+    'siglip_vision': ('siglip_vision_model', image),
+    't5': ('t5', t5),
+    't5-gated': ('t5', dict(t5, feed_forward_proj='gated-gelu', tie_word_embeddings=False)),
+    'vit': ('vit', image),
+}
 # Families whose code is not part of transformers: the same numbers under another config.
 RENAMED = {'minicpm': dict(model_type='minicpm', scale_emb=3.0, scale_depth=.5 * LAYERS**.5, dim_model_base=WIDTH // 2)}
 # Its eager attention adds ALiBi twice.
@@ -120,22 +138,48 @@ def replaced(module, change):
     return module.register_forward_hook(hook)
 
 
-@torch.no_grad()
-def make(name):
-    kind, settings = FAMILIES[name]
+def start(name, kind, settings, auto, attention):
+    """A model with weights that leave nothing near zero or saturated."""
     torch.manual_seed(sum(map(ord, name)))
-    attention = 'sdpa' if name in SDPA else 'eager'
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings), attn_implementation=attention).float().eval()
+    model = auto.from_config(AutoConfig.for_model(kind, **settings), attn_implementation=attention).float().eval()
     for n, p in model.named_parameters():
         if p.dim() >= 2: p.normal_(0, 1 / p.shape[-1]**.5)
         elif 'bias' in n: p.normal_(0, .1)
         else: p.add_(.2 * torch.randn_like(p))
     model.tie_weights()
+    return model
+
+
+def save(model, name):
     folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
     model.save_pretrained(folder)
+    return folder
+
+
+def prompts(padding):
     tokens, mask = torch.randint(3, VOCAB, (3, 12)), torch.ones(3, 12, dtype=torch.long)
-    mask[1, 8:] = 0; mask[2, :3] = 0; tokens[mask == 0] = 0
-    feed, out = dict(input_ids=tokens, attention_mask=mask), {}
+    mask[1, 8:] = 0; mask[2, :3] = 0; tokens[mask == 0] = padding
+    return dict(input_ids=tokens, attention_mask=mask)
+
+
+def finish(name, folder, out):
+    save_file({k: v.contiguous().clone() for k, v in out.items()}, os.path.join(folder, 'golden.safetensors'))
+    path = os.path.join(folder, 'config.json')
+    config = {**json.load(open(path)), **RENAMED.get(name, {})}
+    json.dump({k: v for k, v in config.items() if v is not None or k == 'sliding_window'}, open(path, 'w'), indent=1)
+    extra = os.path.join(folder, 'generation_config.json')
+    if os.path.exists(extra): os.remove(extra)
+    print(f'{name}: {len(out)} tensors, {sum(os.path.getsize(os.path.join(folder, f)) for f in os.listdir(folder)) // 1000} kB')
+
+
+@torch.no_grad()
+def make(name):
+    kind, settings = FAMILIES[name]
+    attention = 'sdpa' if name in SDPA else 'eager'
+    model = start(name, kind, settings, AutoModelForCausalLM, attention)
+    folder = save(model, name)
+    feed, out = prompts(0), {}
+    tokens = feed['input_ids']
     blocks = find(model, BLOCKS)
     hooks = [blocks[0].register_forward_pre_hook(lambda _m, a, k: out.__setitem__('resid_pre.0', (a[0] if a else k['hidden_states']).clone()), with_kwargs=True)]
     for layer, block in enumerate(blocks):
@@ -159,14 +203,29 @@ def make(name):
     row = tokens[:1]
     for _ in range(16): row = torch.cat([row, model(input_ids=row).logits[:, -1:].argmax(-1)], 1)
     out['greedy'] = row[:, 12:]
-    save_file({k: v.contiguous().clone() for k, v in out.items()}, os.path.join(folder, 'golden.safetensors'))
-    path = os.path.join(folder, 'config.json')
-    config = {**json.load(open(path)), **RENAMED.get(name, {})}
-    json.dump({k: v for k, v in config.items() if v is not None or k == 'sliding_window'}, open(path, 'w'), indent=1)
-    extra = os.path.join(folder, 'generation_config.json')
-    if os.path.exists(extra): os.remove(extra)
-    print(f'{name}: {len(out)} tensors, logits {out["logits"].std():.2f}, {sum(os.path.getsize(os.path.join(folder, f)) for f in os.listdir(folder)) // 1000} kB')
+    finish(name, folder, out)
+
+
+@torch.no_grad()
+def make_encoder(name):
+    kind, settings = ENCODERS[name]
+    model = start(name, kind, settings, AutoModelForSeq2SeqLM if kind == 't5' else AutoModel, 'eager')
+    folder = save(model, name)
+    if 'image_size' in settings: feed = dict(pixel_values=torch.randn(2, 3, 16, 16))
+    else: feed = prompts(model.config.pad_token_id)
+    out = dict(feed)
+    if kind == 't5': feed['decoder_input_ids'] = out['decoder_input_ids'] = torch.cat([torch.zeros(3, 1, dtype=torch.long), feed['input_ids'][:, :5]], 1)
+    if kind in ('bert', 'distilbert'): feed['position_ids'] = out['position_ids'] = torch.arange(12).repeat(3, 1)
+    stacks = {'encoder.': model.encoder.block, 'decoder.': model.decoder.block} if kind == 't5' else {'': find(model, ['encoder.layer', 'encoder.layers', 'layers', 'transformer.layer'])}
+    for prefix, blocks in stacks.items():
+        for layer, block in enumerate(blocks): block.register_forward_hook(keep(out, f'{prefix}resid_post.{layer}'))
+    result = model(**feed, output_attentions=True)
+    for prefix, lists in {'': 'attentions', 'encoder.': 'encoder_attentions', 'decoder.': 'decoder_attentions', 'decoder.cross_': 'cross_attentions'}.items():
+        name_of = 'attn_probs'
+        for layer, a in enumerate(getattr(result, lists, None) or ()): out[f'{prefix}{name_of}.{layer}'] = a
+    out['logits' if kind == 't5' else 'last_hidden_state'] = result.logits if kind == 't5' else result.last_hidden_state
+    finish(name, folder, out)
 
 
 if __name__ == '__main__':
-    for name in sys.argv[1:] or FAMILIES: make(name)
+    for name in sys.argv[1:] or [*FAMILIES, *ENCODERS]: (make if name in FAMILIES else make_encoder)(name)

@@ -1,0 +1,85 @@
+/** @file What encoders and encoder–decoders are made of, as data: the blocks are those of the decoders' record. */
+import type { Linear, ModulePaths, Norm, Positions, Stack } from './spec.ts'
+
+/** Tokens as they enter a stack. */
+export interface TokenInput {
+  readonly kind: 'tokens'
+  readonly embedding: string
+  readonly vocab: number
+  /** Factor on the embeddings. */
+  readonly scale?: number
+  /** Embedding of the kind of each token; all tokens are of the first kind. */
+  readonly types?: { readonly weight: string; readonly count: number }
+}
+
+/** An image as it enters a stack: squares of pixels, each one position. */
+export interface PixelInput {
+  readonly kind: 'pixels'
+  /** Pixels along each side of the image. */
+  readonly image: number
+  /** Pixels along each side of a patch. */
+  readonly patch: number
+  readonly channels: number
+  /** Weight [d_model, channel, patch, patch] and bias of the projection of a patch. */
+  readonly projection: { readonly weight: string; readonly bias?: string }
+  /** Learned positions that come before the patches and take part in the position embeddings (class and distillation tokens). */
+  readonly first: readonly LearnedTokens[]
+  /** Learned positions that are put between those and the patches after position embeddings were added. */
+  readonly registers?: LearnedTokens
+  /** Position embeddings, as they are stored. */
+  readonly positions: { readonly weight: string; readonly shape: readonly number[] }
+}
+
+/** A parameter that stands for `count` positions. */
+export interface LearnedTokens {
+  readonly weight: string
+  readonly shape: readonly number[]
+  readonly count: number
+}
+
+/** Biases on scores that depend on the distance of key and query, learned for classes of distances (T5). */
+export interface DistanceBias {
+  /** Weight [classes, head]. */
+  readonly weight: string
+  readonly classes: number
+  /** Distances from here on are one class. */
+  readonly furthest: number
+}
+
+/** A stack of blocks from its input to its last norm. */
+export interface StackSpec extends Stack {
+  readonly positions: Positions | { readonly kind: 'distance'; readonly bias: DistanceBias } | { readonly kind: 'image' }
+  /** On the embeddings. */
+  readonly inputNorm?: Norm
+  readonly finalNorm?: Norm
+  readonly modules: ModulePaths
+}
+
+/** An encoder: its output is the last residual stream, after a norm where it has one. */
+export interface EncoderSpec extends StackSpec {
+  /** The `model_type` of its config. */
+  readonly family: string
+  readonly input: TokenInput | PixelInput
+  /** Longest input that the model was made for. */
+  readonly maxPositions: number
+  readonly otherNames?: (name: string) => readonly string[]
+  readonly foreign?: readonly string[]
+}
+
+/** An encoder and a decoder that reads its output. */
+export interface EncoderDecoderSpec {
+  /** The `model_type` of its config. */
+  readonly family: string
+  readonly dModel: number
+  readonly vocab: number
+  readonly maxPositions: number
+  readonly encoder: StackSpec & { readonly input: TokenInput }
+  readonly decoder: StackSpec & { readonly input: TokenInput }
+  readonly head: Linear
+  /** Factor on what the unembedding reads. */
+  readonly headScale?: number
+  /** Token with which the decoder starts. */
+  readonly startToken: number
+  readonly otherNames?: (name: string) => readonly string[]
+  readonly foreign?: readonly string[]
+}
