@@ -22,7 +22,7 @@ export interface OptionRow {
   readonly doc: string
   /** The value of a text; throws {@link InvalidArgumentError}. */
   readonly parse?: (text: string) => unknown
-  /** May be given several times; the value is a list. */
+  /** Takes several values, after one another or each after its own flag; the value is a list. */
   readonly repeat?: boolean
   readonly choices?: readonly string[]
   readonly required?: boolean
@@ -142,7 +142,8 @@ function helpNotes(row: CommandRow): string {
 }
 
 function optionOf(row: OptionRow): Option {
-  const option = new Option(row.flags, row.doc)
+  // A list may be given as `--taps A B` as well as `--taps A --taps B`.
+  const option = new Option(row.repeat ? row.flags.replace(/>$/, '...>') : row.flags, row.doc)
   if (row.choices) option.choices(row.choices)
   if (row.conflicts) option.conflicts([...row.conflicts])
   if (row.required) option.makeOptionMandatory()

@@ -1,7 +1,18 @@
 import { describe, expect, it } from 'vitest'
 import { ShapeError } from '../base/errors.ts'
 import { constant, differentiate, evaluate, flip, input, sigmoid, type Tensor } from '../tensor/index.ts'
-import { binaryCrossEntropy, contrastive, cosineLoss, crossEntropy, huber, klDivergence, l1Penalty, mse, negativeEntropy, triplet } from './losses.ts'
+import {
+  binaryCrossEntropy,
+  contrastive,
+  cosineLoss,
+  crossEntropy,
+  huber,
+  klDivergence,
+  l1Penalty,
+  mse,
+  negativeEntropy,
+  triplet,
+} from './losses.ts'
 import { drawn, runtime, stream } from './testing/numbers.ts'
 import recorded from './testing/recorded.json' with { type: 'json' }
 

@@ -40,7 +40,12 @@ describe('checkpoints in a folder', () => {
     for (const [name, p] of once.parameters) expect(twice.parameters.get(name).data).toEqual(p.data)
     expect((await readdir(parts)).sort()).toEqual(['step-000000006.safetensors', 'step-000000008.safetensors'])
     const { tensors } = await checkpointFolder(parts).read('step-000000008')
-    expect(Object.keys(tensors).sort()).toEqual(['parameter/bias', 'parameter/weight', 'state/sgd/bias/momentum', 'state/sgd/weight/momentum'])
+    expect(Object.keys(tensors).sort()).toEqual([
+      'parameter/bias',
+      'parameter/weight',
+      'state/sgd/bias/momentum',
+      'state/sgd/weight/momentum',
+    ])
   })
 
   it('ignore what is none, and say so when one is damaged', async () => {

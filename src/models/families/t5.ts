@@ -69,10 +69,12 @@ export function t5(c: ConfigReader): EncoderDecoderSpec {
     maxPositions: c.optionalInteger('n_positions') ?? 512,
     encoder: stack('encoder', layers),
     decoder: stack('decoder', c.optionalInteger('num_decoder_layers') ?? layers),
-    head: tied ? { ...linear('shared') } : linear('lm_head'),
-    ...(tied ? { headScale: dModel ** -0.5 } : {}),
+    head: linear('lm_head'),
+    ...(c.flag('scale_decoder_outputs', tied) ? { headScale: dModel ** -0.5 } : {}),
     startToken: c.optionalInteger('decoder_start_token_id', 'pad_token_id') ?? 0,
-    foreign: ['encoder.embed_tokens.', 'decoder.embed_tokens.', ...(tied ? ['lm_head.'] : [])],
+    // Configs say in several ways whether it is tied; the file is sure.
+    otherNames: (name) => (name === 'lm_head.weight' ? ['shared.weight'] : []),
+    foreign: ['encoder.embed_tokens.', 'decoder.embed_tokens.'],
   }
 }
 
