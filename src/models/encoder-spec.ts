@@ -60,6 +60,8 @@ export interface EncoderSpec extends StackSpec {
   /** The `model_type` of its config. */
   readonly family: string
   readonly input: TokenInput | PixelInput
+  /** A position sees none after it (the text towers of CLIP and its kin). */
+  readonly causal?: boolean
   /** Longest input that the model was made for. */
   readonly maxPositions: number
   readonly otherNames?: (name: string) => readonly string[]
@@ -76,6 +78,8 @@ export interface EncoderDecoderSpec {
   readonly encoder: StackSpec & { readonly input: TokenInput }
   readonly decoder: StackSpec & { readonly input: TokenInput }
   readonly head: Linear
+  /** Added to the logits, as it is stored. */
+  readonly headBias?: { readonly weight: string; readonly shape: readonly number[] }
   /** Factor on what the unembedding reads. */
   readonly headScale?: number
   /** Token with which the decoder starts. */

@@ -111,7 +111,7 @@ export interface AttentionSpec {
   readonly scale: number
   /** Absent where this layer does not rotate. */
   readonly rotary?: Rotary
-  /** Only the last `window` keys are seen. */
+  /** Only the last `window` keys are seen; in an encoder, those less than `window` away. */
   readonly window?: number
   /** Scores become c·tanh(score/c). */
   readonly softcap?: number
@@ -173,8 +173,8 @@ export interface BlockSpec {
   /** Parameters that multiply what attention and MLP add, for each coordinate. */
   readonly attnGain?: string
   readonly mlpGain?: string
-  /** Attention to another stack, between attention and MLP, with the norm before it. */
-  readonly cross?: { readonly norm: Norm; readonly attention: AttentionSpec }
+  /** Attention to another stack, between attention and MLP, with the norm before it or on the sum after it. */
+  readonly cross?: { readonly norm?: Norm; readonly attention: AttentionSpec; readonly sumNorm?: Norm }
   /** Modules of the reference that add the residual stream themselves, so that it is part of their output. */
   readonly addsInside?: readonly ('attn_out' | 'mlp_out')[]
 }
@@ -236,7 +236,7 @@ export interface ModulePaths {
 }
 
 /** Number of experts of a model and of those chosen for each token; undefined without experts. */
-export function expertsOf(spec: DecoderSpec): { readonly count: number; readonly perToken: number } | undefined {
+export function expertsOf(spec: Stack): { readonly count: number; readonly perToken: number } | undefined {
   for (let layer = 0; layer < spec.layers; layer++) {
     const { mlp } = spec.block(layer)
     if (mlp.kind === 'experts') return mlp

@@ -241,6 +241,24 @@ describe('optimisers', () => {
     expect(pieces[0]?.[0]).not.toBe(start.data[0])
   })
 
+  it('that differ in settings keep their own scalars', async () => {
+    const run = await quadratic((name) => adam({ betas: name === 'a' ? [0.9, 0.999] : [0.5, 0.9] }), 0.05)
+    expect(relativeError(run.parameters.get('a').data, byHand('a', run, adamByHand(0.05, 0.9, 0.999, 0, false)))).toBeLessThan(3e-6)
+    expect(relativeError(run.parameters.get('b').data, byHand('b', run, adamByHand(0.05, 0.5, 0.9, 0, false)))).toBeLessThan(3e-6)
+  })
+
+  it('that read an old state beside its new value are refused, since the new one is written over it', async () => {
+    const late: Optimizer = {
+      ...sgd({ momentum: 0.9 }),
+      name: 'late',
+      update: (u) => ({
+        parameter: sub(u.parameter, mul(u.states.momentum as Tensor, u.scalars.rate as Tensor)),
+        states: { momentum: add(mul(u.states.momentum as Tensor, 0.9), u.gradient) },
+      }),
+    }
+    await expect(quadratic(late, 0.1)).rejects.toThrow("The optimiser late reads a state of 'a'")
+  })
+
   it('refuse what makes no sense, in a sentence', async () => {
     expect(() => sgd({ nesterov: true })).toThrow(UsageError)
     expect(() => adam({ betas: [1, 0.9] })).toThrow('β₁')

@@ -122,16 +122,19 @@ export const adamW = (options: AdamOptions = {}): Optimizer => adamRule('adamw',
 export function lion({ betas = [0.9, 0.99], weightDecay = 0 }: Omit<AdamOptions, 'eps'> = {}): Optimizer {
   const [b1, b2] = betas
   refuseOutside('Lion', { 'β₁': b1, 'β₂': b2 }, 0, 1)
+  if (b1 === 0) throw new UsageError('Lion needs β₁ above 0, such as 0.9.')
   return {
     name: 'lion',
     elementwise: true,
     states: (shape) => ({ momentum: shape }),
     scalars: ({ rate }) => ({ rate, keep: 1 - rate * weightDecay }),
     update(u) {
-      const [m, g] = [state(u, 'momentum'), u.gradient]
-      const direction = sign(add(mul(m, b1), mul(g, 1 - b1)))
+      const g = u.gradient
+      const mixed = add(mul(state(u, 'momentum'), b1), mul(g, 1 - b1))
+      // β₂·m + (1 − β₂)·g from the mixture: the old momentum is read only once, before the new one is written over it.
+      const momentum = add(mul(mixed, b2 / b1), mul(g, 1 - b2 / b1))
       const kept = u.decays && weightDecay > 0 ? mul(u.parameter, scalarOf(u, 'keep')) : u.parameter
-      return { parameter: sub(kept, mul(direction, scalarOf(u, 'rate'))), states: { momentum: add(mul(m, b2), mul(g, 1 - b2)) } }
+      return { parameter: sub(kept, mul(sign(mixed), scalarOf(u, 'rate'))), states: { momentum } }
     },
   }
 }

@@ -224,7 +224,7 @@ describe('modules', () => {
     const next = stream(63)
     const [x, y] = [drawn(next, [32, 6]), drawn(next, [32, 4])]
     const parameters = new ParameterSet()
-    const fit = (model: typeof loraLinear | typeof linear, steps: number, set: ParameterSet) =>
+    const fitted = (model: typeof loraLinear | typeof linear, steps: number, set: ParameterSet) =>
       train({
         model: (inputs, scope) =>
           mse((model as typeof loraLinear)(scope.in('layer'), inputs.x as Tensor, 4, { rank: 2, alpha: 4 }), inputs.y as Tensor),
@@ -236,14 +236,14 @@ describe('modules', () => {
         trainable: model === linear ? () => true : loraOnly,
         runtime,
       })
-    await fit(loraLinear, 1, parameters)
+    await fitted(loraLinear, 1, parameters)
     const before = parameters.copy()
-    const { loss } = await fit(loraLinear, 30, parameters)
+    const { loss } = await fitted(loraLinear, 30, parameters)
     expect(parameters.get('layer.weight').data).toEqual(before['layer.weight']?.data)
     expect(parameters.get('layer.lora_b').data).not.toEqual(before['layer.lora_b']?.data)
     const merged = await mergedLora(parameters, { alpha: 4, program: options })
     expect(merged.names).toEqual(['layer.weight', 'layer.bias'])
-    const plain = await fit(linear as typeof loraLinear, 1, merged)
+    const plain = await fitted(linear as typeof loraLinear, 1, merged)
     expect(plain.loss).toBeLessThan(loss)
     await expect(mergedLora(merged, { program: options })).rejects.toThrow('no adapter')
   })

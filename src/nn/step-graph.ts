@@ -20,6 +20,7 @@ import {
   sum,
   sumSquares,
   Tensor,
+  topological,
   where,
 } from '../tensor/index.ts'
 import { type Clip, checkClip, clipValues, normFactor } from './clip.ts'
@@ -122,6 +123,9 @@ interface Trained {
   readonly optimizer: Optimizer
   readonly flat: Tensor
   readonly pieces: boolean
+  /** Names of the optimiser's states, and all arrays of this parameter: theirs, then the running average. */
+  readonly stateNames: readonly string[]
+  readonly states: readonly StateSpec[]
   readonly decays: boolean
   readonly hook: Hook | undefined
 }
@@ -151,12 +155,14 @@ export function traceStep(options: StepOptions): StepGraph {
       const optimizer = choose(name, shape)
       const hook = options.hooks?.[name]
       if (optimizer.elementwise && (!hook || hook.rowwise)) layout = layoutOf(shape)
-      const own = Object.entries(optimizer.states(shape, name))
-      for (const [key, s] of own) states.push({ key: `${optimizer.name}/${name}/${key}`, shape: s === shape ? layout : s })
-      if (options.average) states.push({ key: averageKey(name), shape: layout })
+      const declared = Object.entries(optimizer.states(shape, name))
+      const own = declared.map(([key, s]) => ({ key: `${optimizer.name}/${name}/${key}`, shape: s === shape ? layout : s }))
+      if (options.average) own.push({ key: averageKey(name), shape: layout })
+      states.push(...own)
+      const stateNames = declared.map(([key]) => key)
       const decays = options.decays ? options.decays(name, shape) : shape.length > 1
       const flat = input(parameterInput(name), 'float32', layout)
-      trained.push({ name, optimizer, flat, pieces: layout !== shape, decays, hook })
+      trained.push({ name, optimizer, flat, pieces: layout !== shape, stateNames, states: own, decays, hook })
     }
     layouts.set(name, layout)
     const flat = trained.find((t) => t.name === name)?.flat ?? input(parameterInput(name), 'float32', layout)
@@ -212,18 +218,21 @@ class UpdateBuilder {
   private readonly options: StepOptions
   private readonly trained: readonly Trained[]
   private readonly scale: Tensor | undefined
-  private readonly optimizers: readonly Optimizer[]
+  /** Optimisers by a name of their own: two of one kind may have different settings. */
+  private readonly optimizers: ReadonlyMap<Optimizer, string>
 
   constructor(options: StepOptions, trained: readonly Trained[], scale: Tensor | undefined) {
     this.options = options
     this.trained = trained
     this.scale = scale
-    this.optimizers = [...new Map(trained.map((t) => [t.optimizer.name, t.optimizer])).values()]
+    this.optimizers = new Map([...new Set(trained.map((t) => t.optimizer))].map((o, i) => [o, `${o.name} ${i}`]))
     if (options.clip) checkClip(options.clip)
   }
 
   scalars(at: { rate: number; step: number }): Record<string, number> {
-    const named = this.optimizers.flatMap((o) => Object.entries(o.scalars(at)).map(([k, v]) => [scalarInput(`${o.name}/${k}`), v] as const))
+    const named = [...this.optimizers].flatMap(([o, id]) =>
+      Object.entries(o.scalars(at)).map(([k, v]) => [scalarInput(`${id}/${k}`), v] as const),
+    )
     return Object.fromEntries(named)
   }
 
@@ -254,12 +263,10 @@ class UpdateBuilder {
     const factor = clipped && inverse ? mul(clipped, inverse) : (clipped ?? inverse)
     const apply = this.scale ? less(abs(norm), Number.MAX_VALUE) : undefined
     const scalars = new Map(
-      this.optimizers.map((o) => [
-        o.name,
-        Object.fromEntries(
-          Object.keys(o.scalars({ rate: 0, step: 1 })).map((k) => [k, add(input(scalarInput(`${o.name}/${k}`), 'float32', []), wait)]),
-        ),
-      ]),
+      [...this.optimizers].map(([o, id]) => {
+        const names = Object.keys(o.scalars({ rate: 0, step: 1 }))
+        return [o, Object.fromEntries(names.map((k) => [k, add(input(scalarInput(`${id}/${k}`), 'float32', []), wait)]))]
+      }),
     )
     const outputs: Record<string, Tensor> = {
       [squaresOutput]: concat(
@@ -268,7 +275,7 @@ class UpdateBuilder {
       ),
     }
     for (const [i, t] of this.trained.entries())
-      Object.assign(outputs, this.one(t, changed[i] as Tensor, { factor, limited, apply, scalars: scalars.get(t.optimizer.name) ?? {} }))
+      Object.assign(outputs, this.one(t, changed[i] as Tensor, { factor, limited, apply, scalars: scalars.get(t.optimizer) ?? {} }))
     return outputs
   }
 
@@ -287,35 +294,36 @@ class UpdateBuilder {
     gradient: Tensor,
     by: { factor: Tensor | undefined; limited: number | undefined; apply: Tensor | undefined; scalars: Record<string, Tensor> },
   ): Record<string, Tensor> {
-    const { options } = this
-    const shape = this.options.parameters.get(t.name).shape
-    const stateNames = Object.keys(t.optimizer.states(shape, t.name))
-    const layout = t.flat.shape
-    const specs = Object.entries(t.optimizer.states(shape, t.name)).map(([key, s]) =>
-      input(`${t.optimizer.name}/${t.name}/${key}`, 'float32', s === shape ? layout : s),
-    )
-    const keys = stateNames.map((key) => `${t.optimizer.name}/${t.name}/${key}`)
-    if (options.average) {
-      specs.push(input(averageKey(t.name), 'float32', layout))
-      keys.push(averageKey(t.name))
-    }
-    const run = ([parameter, given, ...old]: readonly Tensor[]): Tensor[] => {
-      let g = given as Tensor
-      if (by.factor) g = mul(g, by.factor)
-      if (by.limited !== undefined) g = clipValues(g, by.limited)
-      const p = parameter as Tensor
-      const named = Object.fromEntries(stateNames.map((n, i) => [n, old[i] as Tensor]))
+    const { average } = this.options
+    const states = t.states.map(({ key, shape }) => input(key, 'float32', shape))
+    const run = (args: readonly Tensor[]): Tensor[] => {
+      const [p, given, ...old] = args as [Tensor, Tensor, ...Tensor[]]
+      const scaled = by.factor ? mul(given, by.factor) : given
+      const g = by.limited === undefined ? scaled : clipValues(scaled, by.limited)
+      const named = Object.fromEntries(t.stateNames.map((n, i) => [n, old[i] as Tensor]))
       const updated = t.optimizer.update({ parameter: p, gradient: g, states: named, scalars: by.scalars, decays: t.decays })
       const next = t.hook?.parameter ? t.hook.parameter(updated.parameter) : updated.parameter
-      const results = [next, ...stateNames.map((n) => updated.states[n] as Tensor)]
-      if (options.average) {
-        const average = old.at(-1) as Tensor
-        results.push(add(mul(average, options.average.decay), mul(next, 1 - options.average.decay)))
-      }
-      return by.apply ? results.map((r, i) => where(by.apply as Tensor, r, i === 0 ? p : (old[i - 1] as Tensor))) : results
+      const results = [next, ...t.stateNames.map((n) => updated.states[n] as Tensor)]
+      if (average) results.push(add(mul(old.at(-1) as Tensor, average.decay), mul(next, 1 - average.decay)))
+      const before = [p, ...old]
+      const chosen = by.apply ? results.map((r, i) => where(by.apply as Tensor, r, before[i] as Tensor)) : results
+      refuseLateReads(t, before, chosen)
+      return chosen
     }
-    const args = [t.flat, gradient, ...specs]
+    const args = [t.flat, gradient, ...states]
     const results = t.pieces ? scan([], args, (_, items) => ({ carry: [], each: run(items) })).each : run(args)
-    return Object.fromEntries([parameterInput(t.name), ...keys].map((key, i) => [key, results[i] as Tensor]))
+    return Object.fromEntries([parameterInput(t.name), ...t.states.map((s) => s.key)].map((key, i) => [key, results[i] as Tensor]))
+  }
+}
+
+/** Refuses an update that reads an old value in a place that the new one does not wait for, since the new one is written over the old. */
+function refuseLateReads(t: Trained, before: readonly Tensor[], after: readonly Tensor[]): void {
+  const nodes = topological(after)
+  for (const [i, old] of before.entries()) {
+    const earlier = new Set(topological([after[i] as Tensor]))
+    if (nodes.some((n) => n.inputs.includes(old) && !earlier.has(n)))
+      throw new UsageError(
+        `The optimiser ${t.optimizer.name} reads ${i === 0 ? `the parameter '${t.name}'` : `a state of '${t.name}'`} in a way that its new value does not depend on, but the new value is written over the old one; derive the new value from everything that reads the old one.`,
+      )
   }
 }

@@ -118,5 +118,5 @@ export class SiteResolver {
 }
 
 function isAtEnd(name: string): boolean {
-  return name.startsWith('final_norm') || name.startsWith('logits')
+  return name.startsWith('final_norm') || name.startsWith('logits') || name === 'last_hidden_state'
 }

@@ -1,7 +1,26 @@
 /** @file The vocabulary of sites: one row each; resolver, aliases, docs, `actlens sites` and tests derive from it. */
-import { type DecoderSpec, expertsOf, type ModulePaths } from '../models/spec.ts'
+import type { ModulePaths } from '../models/spec.ts'
+import {
+  type Absent,
+  blockOf,
+  inExperts,
+  noAttnNorm,
+  noCross,
+  noExperts,
+  noFinalNorm,
+  noGate,
+  noHead,
+  noHeadNorm,
+  noMiddle,
+  noMlpNorm,
+  noPostNorm,
+  noRotary,
+  type SiteSpec,
+} from './absent.ts'
 
-/** Names of axes, as the field uses them; `chosen` counts the experts that a token goes to. */
+export type { SiteSpec } from './absent.ts'
+
+/** Names of axes, as the field uses them; `chosen` counts the experts that a token goes to, `source` the positions of the other stack. */
 export type AxisName =
   | 'batch'
   | 'pos'
@@ -14,6 +33,7 @@ export type AxisName =
   | 'd_vocab'
   | 'expert'
   | 'chosen'
+  | 'source'
   | 'one'
 
 /** What the table knows about a site. */
@@ -28,11 +48,11 @@ export interface SiteRow {
   /** Hugging Face module paths whose output (or input, where said) this is. */
   readonly huggingFace: (m: ModulePaths) => readonly string[]
   /** Names that it has in some models only. */
-  readonly more?: (spec: DecoderSpec, layer?: number) => readonly string[]
+  readonly more?: (spec: SiteSpec, layer?: number) => readonly string[]
   /** What one may expect to be otherwise, where a name means something else in other tools or modules. */
   readonly note?: string
   /** Why a model lacks it in a layer; undefined where it has it. */
-  readonly absent?: (spec: DecoderSpec, layer?: number) => string | undefined
+  readonly absent?: Absent
   /** Value at places that no token fills, in results that keep the caller's padding. */
   readonly fill?: number
 }
@@ -44,53 +64,6 @@ const module =
   (m: ModulePaths) =>
     [m.sites?.[site], ...others.map((o) => o(m))].filter((path) => path !== undefined).map((path) => block(m, path))
 const none = () => []
-
-const blockOf = (s: DecoderSpec, layer = 0) => s.block(layer)
-type Absent = NonNullable<SiteRow['absent']>
-
-const noRotary: Absent = (s, layer) =>
-  blockOf(s, layer).attention.rotary
-    ? undefined
-    : s.positions.kind === 'rotary'
-      ? `layer ${layer} of '${s.family}' does not rotate q and k; its attention knows no positions`
-      : `the family '${s.family}' does not rotate q and k; its positions are ${s.positions.kind}`
-const noHeadNorm =
-  (part: 'qNorm' | 'kNorm'): Absent =>
-  (s, layer) =>
-    blockOf(s, layer).attention[part] ? undefined : `the family '${s.family}' has no norm of ${part === 'qNorm' ? 'queries' : 'keys'}`
-const noExperts: Absent = (s, layer) =>
-  blockOf(s, layer).mlp.kind === 'experts'
-    ? undefined
-    : expertsOf(s)
-      ? `the MLP of layer ${layer} has no experts; other layers have`
-      : `the family '${s.family}' has no experts`
-const inExperts: Absent = (s, layer) =>
-  blockOf(s, layer).mlp.kind === 'experts'
-    ? `the MLP of layer ${layer} is a mixture of experts, each with neurons of its own; read router_logits, expert_weights, expert_indices or mlp_out`
-    : undefined
-const noGate: Absent = (s, layer) =>
-  inExperts(s, layer) ??
-  (blockOf(s, layer).mlp.kind === 'gated' ? undefined : `the MLP of '${s.family}' has no gate; its pre-activation is mlp_pre`)
-const noAttnNorm: Absent = (s, layer) =>
-  blockOf(s, layer).attnNorm ? undefined : `attention of '${s.family}' reads the residual stream as it is, without a norm`
-const noMlpNorm: Absent = (s, layer) => {
-  const { mlpNorm, residual } = blockOf(s, layer)
-  if (mlpNorm) return undefined
-  return residual === 'parallel'
-    ? `attention and MLP of '${s.family}' read the same norm, whose inside is attn_in_scale and attn_in_normalized`
-    : `the MLP of '${s.family}' reads the residual stream as it is, without a norm`
-}
-const noPostNorm =
-  (part: 'attnPostNorm' | 'mlpPostNorm'): Absent =>
-  (s, layer) =>
-    blockOf(s, layer)[part]
-      ? undefined
-      : `the family '${s.family}' has no norm on the output of its ${part === 'attnPostNorm' ? 'attention' : 'MLP'}`
-const noMiddle: Absent = (s, layer) =>
-  blockOf(s, layer).residual === 'parallel'
-    ? `attention and MLP of '${s.family}' both read resid_pre, so that there is no stream between them`
-    : undefined
-const noFinalNorm: Absent = (s) => (s.finalNorm ? undefined : `the family '${s.family}' has no final norm in this model`)
 
 const perHead = (heads: 'head' | 'kv_head'): readonly AxisName[] => ['batch', 'pos', heads, 'd_head']
 const residual: readonly AxisName[] = ['batch', 'pos', 'd_model']
@@ -117,7 +90,9 @@ export const vocabulary: readonly SiteRow[] = [
     transformerLens: ['hook_pos_embed', 'pos_embed.hook_out'],
     huggingFace: none,
     absent: (s) =>
-      s.positions.kind === 'learned' ? undefined : `positions of '${s.family}' are ${s.positions.kind}, not added to the embeddings`,
+      s.positions.kind === 'learned' || s.positions.kind === 'image'
+        ? undefined
+        : `positions of '${s.family}' are ${s.positions.kind}, not added to the embeddings`,
   },
   {
     name: 'resid_pre',
@@ -308,6 +283,87 @@ export const vocabulary: readonly SiteRow[] = [
     absent: noMiddle,
   },
   {
+    name: 'cross_attn_in',
+    per: 'layer',
+    axes: residual,
+    meaning: 'What attention to the other stack reads with its queries: output of the norm before it.',
+    transformerLens: [],
+    huggingFace: none,
+    absent: noCross,
+  },
+  {
+    name: 'cross_q',
+    per: 'layer',
+    axes: perHead('head'),
+    meaning: 'Queries to the other stack.',
+    transformerLens: ['blocks.{L}.cross_attn.hook_q'],
+    huggingFace: none,
+    absent: noCross,
+  },
+  {
+    name: 'cross_k',
+    per: 'layer',
+    axes: ['batch', 'source', 'kv_head', 'd_head'],
+    meaning: 'Keys of the other stack.',
+    transformerLens: ['blocks.{L}.cross_attn.hook_k'],
+    huggingFace: none,
+    absent: noCross,
+  },
+  {
+    name: 'cross_v',
+    per: 'layer',
+    axes: ['batch', 'source', 'kv_head', 'd_head'],
+    meaning: 'Values of the other stack.',
+    transformerLens: ['blocks.{L}.cross_attn.hook_v'],
+    huggingFace: none,
+    absent: noCross,
+  },
+  {
+    name: 'cross_attn_scores',
+    per: 'layer',
+    axes: ['batch', 'head', 'pos', 'source'],
+    meaning: 'Scaled products of queries and keys of the other stack; the lowest number where a key is hidden.',
+    transformerLens: ['blocks.{L}.cross_attn.hook_attn_scores'],
+    huggingFace: none,
+    absent: noCross,
+  },
+  {
+    name: 'cross_attn_probs',
+    per: 'layer',
+    axes: ['batch', 'head', 'pos', 'source'],
+    meaning: 'Attention pattern over the other stack.',
+    transformerLens: ['blocks.{L}.cross_attn.hook_pattern'],
+    huggingFace: none,
+    absent: noCross,
+  },
+  {
+    name: 'cross_z',
+    per: 'layer',
+    axes: perHead('head'),
+    meaning: 'Values of the other stack mixed by the pattern, for each head.',
+    transformerLens: ['blocks.{L}.cross_attn.hook_z'],
+    huggingFace: none,
+    absent: noCross,
+  },
+  {
+    name: 'cross_attn_out',
+    per: 'layer',
+    axes: residual,
+    meaning: 'What attention to the other stack adds to the residual stream.',
+    transformerLens: ['blocks.{L}.hook_cross_attn_out'],
+    huggingFace: none,
+    absent: noCross,
+  },
+  {
+    name: 'resid_mid_cross',
+    per: 'layer',
+    axes: residual,
+    meaning: 'Residual stream between attention to the other stack and MLP.',
+    transformerLens: ['blocks.{L}.hook_resid_mid_cross'],
+    huggingFace: none,
+    absent: noCross,
+  },
+  {
     name: 'mlp_in_scale',
     per: 'layer',
     axes: scalePerToken,
@@ -461,12 +517,22 @@ export const vocabulary: readonly SiteRow[] = [
     absent: noFinalNorm,
   },
   {
+    name: 'last_hidden_state',
+    per: 'model',
+    axes: residual,
+    meaning: 'Output of an encoder: its last residual stream, after the final norm where it has one.',
+    transformerLens: [],
+    huggingFace: none,
+    absent: (s) => (s.head ? `'${s.family}' unembeds its last residual stream; read final_norm or logits` : undefined),
+  },
+  {
     name: 'logits_pre',
     per: 'model',
     axes: ['batch', 'pos', 'd_vocab'],
     meaning: 'Output of the unembedding, before a factor and a soft-cap, where the family has them; else the same as logits.',
     transformerLens: ['unembed.hook_out', 'hook_unembed'],
     huggingFace: (m) => (m.head ? [m.head] : []),
+    absent: noHead,
   },
   {
     name: 'logits',
@@ -475,6 +541,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'Logits of the next token.',
     transformerLens: ['logits'],
     huggingFace: none,
+    absent: noHead,
   },
 ]
 

@@ -96,12 +96,17 @@ t5 = dict(d_model=WIDTH, d_kv=8, d_ff=HIDDEN, num_layers=LAYERS, num_heads=HEADS
 # Also: resid_post.L and attn_probs.L, with the prefixes encoder. and decoder. where there are two stacks, and last_hidden_state.
 ENCODERS = {
     'bert': ('bert', words),
+    'bart': ('bart', dict(d_model=WIDTH, encoder_layers=LAYERS, decoder_layers=LAYERS, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS,
+                           encoder_ffn_dim=HIDDEN, decoder_ffn_dim=HIDDEN, max_position_embeddings=CONTEXT, scale_embedding=True, vocab_size=VOCAB, pad_token_id=0, bos_token_id=1,
+                           eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2)),
+    'clip_text': ('clip_text_model', neo),
     'clip_vision': ('clip_vision_model', image),
     'deit': ('deit', image),
     'dinov2': ('dinov2', dict(image, mlp_ratio=2)),
     'dinov2-registers': ('dinov2_with_registers', dict(image, mlp_ratio=2, num_register_tokens=3)),
     'dinov2-swiglu': ('dinov2', dict(image, mlp_ratio=2, use_swiglu_ffn=True)),
     'distilbert': ('distilbert', dict(dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=HIDDEN, max_position_embeddings=CONTEXT, vocab_size=VOCAB, pad_token_id=0)),
+    'modernbert': ('modernbert', dict(neo, local_attention=6, layer_types=['full_attention', 'sliding_attention'], cls_token_id=1, sep_token_id=2)),
     'roberta': ('roberta', dict(words, pad_token_id=1, bos_token_id=0)),
     'siglip_vision': ('siglip_vision_model', image),
     't5': ('t5', t5),
@@ -209,21 +214,25 @@ def make(name):
 @torch.no_grad()
 def make_encoder(name):
     kind, settings = ENCODERS[name]
-    model = start(name, kind, settings, AutoModelForSeq2SeqLM if kind == 't5' else AutoModel, 'eager')
+    model = start(name, kind, settings, AutoModelForSeq2SeqLM if kind in ('t5', 'bart') else AutoModel, 'eager')
     folder = save(model, name)
     if 'image_size' in settings: feed = dict(pixel_values=torch.randn(2, 3, 16, 16))
     else: feed = prompts(model.config.pad_token_id)
     out = dict(feed)
-    if kind == 't5': feed['decoder_input_ids'] = out['decoder_input_ids'] = torch.cat([torch.zeros(3, 1, dtype=torch.long), feed['input_ids'][:, :5]], 1)
-    if kind in ('bert', 'distilbert'): feed['position_ids'] = out['position_ids'] = torch.arange(12).repeat(3, 1)
-    stacks = {'encoder.': model.encoder.block, 'decoder.': model.decoder.block} if kind == 't5' else {'': find(model, ['encoder.layer', 'encoder.layers', 'layers', 'transformer.layer'])}
+    two = kind in ('t5', 'bart')
+    # Its learned positions count padding.
+    if kind == 'bart': feed['attention_mask'][2] = 1
+    if two: feed['decoder_input_ids'] = out['decoder_input_ids'] = torch.cat([torch.zeros(3, 1, dtype=torch.long), feed['input_ids'][:, :5]], 1)
+    if kind in ('bert', 'distilbert', 'clip_text_model'): feed['position_ids'] = out['position_ids'] = torch.arange(12).repeat(3, 1)
+    core = getattr(model, 'model', model)
+    stacks = {f'{s}.': find(getattr(core, s), ['block', 'layers']) for s in ('encoder', 'decoder')} if two else {'': find(model, ['encoder.layer', 'encoder.layers', 'layers', 'transformer.layer'])}
     for prefix, blocks in stacks.items():
         for layer, block in enumerate(blocks): block.register_forward_hook(keep(out, f'{prefix}resid_post.{layer}'))
     result = model(**feed, output_attentions=True)
     for prefix, lists in {'': 'attentions', 'encoder.': 'encoder_attentions', 'decoder.': 'decoder_attentions', 'decoder.cross_': 'cross_attentions'}.items():
         name_of = 'attn_probs'
         for layer, a in enumerate(getattr(result, lists, None) or ()): out[f'{prefix}{name_of}.{layer}'] = a
-    out['logits' if kind == 't5' else 'last_hidden_state'] = result.logits if kind == 't5' else result.last_hidden_state
+    out['logits' if two else 'last_hidden_state'] = result.logits if two else result.last_hidden_state
     finish(name, folder, out)
 
 

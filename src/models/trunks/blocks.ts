@@ -67,9 +67,12 @@ export class Blocks {
     const { parts, cross } = this.c
     if (!b.cross || !cross) return stream
     const at = (name: string) => `${name}.${layer}`
-    const read = parts.mark(at('cross_attn_in'), parts.norm('cross_attn_in', `.${layer}`, b.cross.norm, stream))
+    const { norm, sumNorm } = b.cross
+    const normed = (name: string, n: Norm | undefined, x: Tensor) => (n ? parts.norm(name, `.${layer}`, n, x) : x)
+    const read = parts.mark(at('cross_attn_in'), normed('cross_attn_in', norm, stream))
     const out = this.mix('cross_', read, cross.source, b.cross.attention, cross.axes, cross.attend, layer)
-    return parts.mark(at('resid_mid_cross'), add(stream, parts.mark(at('cross_attn_out'), out)))
+    const sum = add(stream, parts.mark(at('cross_attn_out'), out))
+    return parts.mark(at('resid_mid_cross'), normed('cross_attn_sum', sumNorm, sum))
   }
 
   /** The residual stream after a module's output was added to it. */

@@ -1,9 +1,9 @@
 /** @file The trunk of encoder–decoders: sites of the two stacks have the prefixes `encoder.` and `decoder.`. */
-import { attention, cut, input, iota, mul, type Tensor } from '../../tensor/index.ts'
+import { add, cut, input, iota, mul, reshape, type Tensor } from '../../tensor/index.ts'
 import type { EncoderDecoderSpec, StackSpec, TokenInput } from '../encoder-spec.ts'
 import { inputNames, SiteMarks } from '../traced.ts'
-import { type Attend, Blocks } from './blocks.ts'
-import { everywhere } from './encoder.ts'
+import { Blocks } from './blocks.ts'
+import { causal, everywhere } from './encoder.ts'
 import { distanceBias, embedTokens, filled } from './inputs.ts'
 import { type Parameters, Parts } from './parts.ts'
 
@@ -51,13 +51,15 @@ export function traceEncoderDecoder(spec: EncoderDecoderSpec, parameters: Parame
   const before = encoder.spec.layers + 1
   const x = run(decoder.spec, decoder.parts, parameters, { ids: target(sourceNames.decoderIds), slots, from: before }, (parts) => ({
     axes: ['batch', 'pos'],
-    attend: causal(parts, decoder.spec, slots, bias),
+    attend: causal(parts, decoder.spec, slots, bias ? { bias } : {}),
     cross: { source: encoded, axes: ['batch', 'source'], attend: everywhere(parts, decoder.spec.heads, { mask }) },
     segmentsBefore: before,
   }))
   const top = new Parts(parameters, { marks })
   const read = cut(spec.headScale ? mul(x, spec.headScale) : x, before + decoder.spec.layers + 1)
-  const logits = top.mark('logits', top.linear(read, spec.head, spec.dModel, spec.vocab))
+  const raw = top.linear(read, spec.head, spec.dModel, spec.vocab)
+  const { headBias } = spec
+  const logits = top.mark('logits', headBias ? add(raw, reshape(parameters.get(headBias.weight, headBias.shape), [spec.vocab])) : raw)
   return { encoded, logits, sites: marks.sites, inner: marks.inner }
 }
 
@@ -80,18 +82,4 @@ function run(
 function biasOf(spec: StackSpec, slots: Tensor, parameters: Parameters, backwards: boolean): Tensor | undefined {
   if (spec.positions.kind !== 'distance') return undefined
   return distanceBias(spec.positions.bias, spec.heads, slots, iota(slots, 1), parameters, backwards)
-}
-
-function causal(parts: Parts, spec: StackSpec, slots: Tensor, bias: Tensor | undefined): Attend {
-  const { heads, kvHeads, headDim } = spec
-  const lastSlot = input(inputNames.lastSlot, 'int32', ['batch'])
-  const total = input(inputNames.total, 'int32', [])
-  return (qkv, a, site) => {
-    const { z } = attention(
-      { ...qkv, lastSlot, total, slots, ...(bias ? { bias } : {}) },
-      { heads, kvHeads, headDim, scale: a.scale, interleaved: false, explicitPositions: false },
-    )
-    for (const name of ['attn_scores', 'attn_probs']) parts.inside(site(name), z, name)
-    return z
-  }
 }

@@ -1,10 +1,28 @@
-/** @file The trunk of encoders: every position sees every other one. */
-import { crossAttention, cut, input, type Tensor } from '../../tensor/index.ts'
-import type { EncoderSpec } from '../encoder-spec.ts'
+/** @file The trunk of encoders: every position sees every other one, or those near it. */
+import {
+  abs,
+  attention,
+  cast,
+  crossAttention,
+  cut,
+  input,
+  iota,
+  less,
+  reshape,
+  rotary,
+  scalar,
+  sub,
+  type Tensor,
+  unsqueeze,
+  where,
+} from '../../tensor/index.ts'
+import type { EncoderSpec, PixelInput, TokenInput } from '../encoder-spec.ts'
+import type { Rotary, Stack } from '../spec.ts'
 import { inputNames, type SiteMarks } from '../traced.ts'
 import { type Attend, Blocks } from './blocks.ts'
 import { embedPixels, embedTokens, filled, imagePositions } from './inputs.ts'
 import { type Parameters, Parts } from './parts.ts'
+import { PositionTables } from './positions.ts'
 
 /** Name of the input with an image: float32 [batch, channel, row, column]. */
 export const pixelsName = 'pixel_values'
@@ -26,16 +44,48 @@ export const everywhere =
     return z
   }
 
+/** Attention over the positions up to one's own. */
+export const causal = (parts: Parts, stack: Stack, slots: Tensor, options: { bias?: Tensor } = {}): Attend => {
+  const { heads, kvHeads, headDim } = stack
+  const lastSlot = input(inputNames.lastSlot, 'int32', ['batch'])
+  const total = input(inputNames.total, 'int32', [])
+  return (qkv, a, site) => {
+    const attrs = { heads, kvHeads, headDim, scale: a.scale, interleaved: false, explicitPositions: false }
+    const { z } = attention({ ...qkv, lastSlot, total, slots, ...options }, attrs)
+    for (const name of ['attn_scores', 'attn_probs']) parts.inside(site(name), z, name)
+    return z
+  }
+}
+
+/** Attention of an encoder of tokens: everywhere, or within a window on both sides, after rotation where a layer rotates. */
+const around = (spec: EncoderSpec, parameters: Parameters, parts: Parts, slots: Tensor, mask: Tensor): Attend => {
+  const tables = new PositionTables(parameters, input(inputNames.total, 'int32', []))
+  const places = iota(slots, 1)
+  const distance = abs(cast(sub(unsqueeze(places, 0), unsqueeze(places, 1)), 'float32'))
+  const near = (window: number) => unsqueeze(unsqueeze(where(less(distance, window), scalar(0), Number.MIN_SAFE_INTEGER), 0), 0)
+  return (qkv, a, site, layer) => {
+    const bias = a.window ? { bias: near(a.window) } : {}
+    const { rotary: r } = a
+    const turn = (name: 'q' | 'k') => {
+      const turned = rotary(qkv[name], slots, tables.rotary(r as Rotary), { heads: spec.heads, interleaved: r?.interleaved ?? false })
+      const apart = parts.mark(site(`${name}_rot`), reshape(turned, ['batch', 'pos', spec.heads, spec.headDim]))
+      return reshape(apart, turned.shape)
+    }
+    const heads = r ? { q: turn('q'), k: turn('k'), v: qkv.v } : qkv
+    return everywhere(parts, spec.heads, { mask, ...bias })(heads, a, site, layer)
+  }
+}
+
 /** Traces an encoder; inputs are those of {@link inputNames} for tokens, or {@link pixelsName}. */
 export function traceEncoder(spec: EncoderSpec, parameters: Parameters, options: { readonly slots?: boolean } = {}): TracedEncoder {
   const parts = new Parts(parameters, { slots: options.slots ?? false })
-  const [entering, mask] = spec.input.kind === 'tokens' ? tokens(spec, parameters, parts) : [pixels(spec, parameters, parts)]
+  const [entering, attend] = spec.input.kind === 'tokens' ? tokens(spec, parameters, parts) : pixels(spec, parameters, parts)
   const blocks = new Blocks({
     parts,
     parameters,
     stack: spec,
     axes: ['batch', spec.input.kind === 'tokens' ? 'pos' : imagePositions(spec.input)],
-    attend: everywhere(parts, spec.heads, mask ? { mask } : {}),
+    attend,
   })
   let x = cut(entering, 0)
   if (spec.inputNorm) x = parts.norm('embeddings_norm', '', spec.inputNorm, x)
@@ -45,14 +95,16 @@ export function traceEncoder(spec: EncoderSpec, parameters: Parameters, options:
   return { output, sites: parts.marks.sites, inner: parts.marks.inner }
 }
 
-function tokens(spec: EncoderSpec, parameters: Parameters, parts: Parts): [Tensor, Tensor] {
+function tokens(spec: EncoderSpec, parameters: Parameters, parts: Parts): [Tensor, Attend] {
   const matrix = (name: string) => input(name, 'int64', ['batch', 'pos'])
-  const ids = matrix(inputNames.ids)
-  const x = embedTokens(spec, spec.input as EncoderSpec['input'] & { kind: 'tokens' }, ids, matrix(inputNames.positions), parameters, parts)
-  return [x, filled(ids, input(inputNames.lastSlot, 'int32', ['batch']))]
+  const [ids, slots] = [matrix(inputNames.ids), matrix(inputNames.slots)]
+  const x = embedTokens(spec, spec.input as TokenInput, ids, matrix(inputNames.positions), parameters, parts)
+  if (spec.causal) return [x, causal(parts, spec, slots)]
+  return [x, around(spec, parameters, parts, slots, filled(ids, input(inputNames.lastSlot, 'int32', ['batch'])))]
 }
 
-function pixels(spec: EncoderSpec, parameters: Parameters, parts: Parts): Tensor {
-  const p = spec.input as EncoderSpec['input'] & { kind: 'pixels' }
-  return embedPixels(spec, p, input(pixelsName, 'float32', ['batch', p.channels, p.image, p.image]), parameters, parts)
+function pixels(spec: EncoderSpec, parameters: Parameters, parts: Parts): [Tensor, Attend] {
+  const p = spec.input as PixelInput
+  const image = input(pixelsName, 'float32', ['batch', p.channels, p.image, p.image])
+  return [embedPixels(spec, p, image, parameters, parts), everywhere(parts, spec.heads)]
 }
