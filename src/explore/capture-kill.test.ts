@@ -5,7 +5,7 @@ import { copyFile, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promi
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { beforeAll, expect, it } from 'vitest'
+import { afterAll, beforeAll, expect, it } from 'vitest'
 import { writeSafetensors } from '../models/formats/index.ts'
 import { randomStream } from '../models/sampling.ts'
 import { tinyLlama, tinyTensors } from '../run/testing.ts'
@@ -30,6 +30,8 @@ beforeAll(async () => {
   const rows = Array.from({ length: 300 }, () => Array.from({ length: 1 + Math.floor(random() * 60) }, () => Math.floor(random() * 61)))
   await writeFile(at('data.jsonl'), rows.map((r) => `${JSON.stringify({ input_ids: r })}\n`).join(''))
 }, 180_000)
+
+afterAll(() => rm(built, { recursive: true, force: true }))
 
 const settings = ['--data', at('data.jsonl'), '--sites', 'resid_post.*,z.0', '--batch-tokens', '64', '--shard-tokens', '256', '--quiet']
 

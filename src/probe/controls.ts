@@ -1,7 +1,7 @@
 /** @file Controls of probes: labels without meaning, features without meaning, and what the token alone tells. */
 import { randomStream } from '../models/sampling.ts'
 import type { Features } from './solver.ts'
-import type { Study } from './study.ts'
+import type { Study } from './study-setup.ts'
 
 /** The labels, dealt anew among the source texts: every text keeps one label for all its examples where it had one. */
 export function shuffledTargets({ targets, groups, groupCount, seed }: Study): Float64Array {

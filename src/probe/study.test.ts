@@ -10,6 +10,7 @@ import { add } from '../sites/index.ts'
 import { gaussianRows, plantedModel } from '../steer/testing.ts'
 import { readFeatures } from './features.ts'
 import type { ProbeKind } from './kinds.ts'
+import { principalComponents } from './pca.ts'
 import { loadProbes, type Probe, saveProbes } from './probe.ts'
 import type { Features } from './solver.ts'
 import { type ProbeOptions, probe, type SiteResult, type StudyResult } from './study.ts'
@@ -47,6 +48,33 @@ describe('a study', () => {
       expect(selectivity).toBeCloseTo((scores.accuracy?.value as number) - (controls.shuffledLabels as number), 10)
       expect(result).toMatchObject({ examples: words, groups: words, classes: ['no', 'yes'], folds: 5, position: 'last' })
     }
+  })
+
+  it('learns from principal components of the training texts', async () => {
+    const strong = rows.map((r, i) => r.map((v, j) => v + ((sides[i] as number) > 0 ? 3 : -3) * ((direction[j] as number) / length)))
+    const model = await plantedModel(strong)
+    const { scores, probe: found } = one(await probe(model, { ...settings, pca: 2, controls: false }))
+    expect(scores.accuracy?.value).toBeGreaterThan(0.98)
+    expect(cosine(found)).toBeGreaterThan(0.98)
+    const features = (await readFeatures(model, settings)).sites.get('embeddings') as Features
+    const { basis, variances, mean } = await principalComponents(features, 3)
+    for (let a = 0; a < 3; a++) {
+      // Orthonormal, and uncorrelated with the variances that are told.
+      const along = Array.from({ length: words }, (_, i) => {
+        let sum = 0
+        for (let j = 0; j < width; j++)
+          sum += ((features.data[i * width + j] as number) - (mean[j] as number)) * (basis[j * 3 + a] as number)
+        return sum
+      })
+      expect(along.reduce((s, v) => s + v * v, 0) / words / (variances[a] as number)).toBeCloseTo(1, 3)
+      for (let b = 0; b < 3; b++) {
+        let dot = 0
+        for (let j = 0; j < width; j++) dot += (basis[j * 3 + a] as number) * (basis[j * 3 + b] as number)
+        expect(dot).toBeCloseTo(a === b ? 1 : 0, 5)
+      }
+    }
+    expect(variances[0]).toBeGreaterThan(variances[1] as number)
+    await expect(probe(model, { ...settings, pca: 33 })).rejects.toThrow(/have 32 principal components, so there are no 33/)
   })
 
   it('is the same each time, and other with another seed', async () => {

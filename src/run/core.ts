@@ -99,7 +99,9 @@ export class ModelCore {
     const hasSlot = (site: SiteInfo) => !segmented && slotSites.includes(site.row.name)
     const { slotted, compiled } = splitSlots(request.edits, hasSlot)
     const slots = request.cache || slotted.length > 0
-    const readsEnd = [...request.taps, ...compiled.map((e) => e.info.site)].some((s) => s === 'logits' || s.startsWith('final_norm'))
+    const readsEnd = [...request.taps, ...compiled.map((e) => e.info.site)].some(
+      (s) => s.startsWith('logits') || s.startsWith('final_norm'),
+    )
     const traceOptions = {
       cache: request.cache,
       explicitPositions: request.explicitPositions,

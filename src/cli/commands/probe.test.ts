@@ -78,10 +78,11 @@ describe('probe', () => {
     ['--data @broken.csv --site resid_post.0', 1, /line 2: a quote is opened and never closed/],
     ['--data @data.csv --site resid_post.0 --kind knn', 2, /no kind of probe 'knn'/],
     ['--data @data.csv --site resid_post.0 --kind regression', 2, /is no number/],
+    ['--data @data.csv --site resid_post.0 --pca 40', 2, /so there are no 40; ask for fewer/],
     ['--data @data.csv --site attn_probs.0', 2, /key axis/],
     ['--data @data.csv --site resid_post.0 --position 3', 2, /has no position 3/],
     ['--data @data.csv --site resid_post.0 --out @no/x.safetensors', 2, /folder .* does not exist/],
-    ['--data @data.csv --site resid_post.0 --max-examples 7', 2, /occurs in one source text|too few for 5 folds/],
+    ['--data @data.csv --site resid_post.0 --max-examples 7 --folds 9', 2, /7 different source texts, too few for 9 folds/],
   ])('refuses %s', async (line, code, says) => {
     const before = (await readdir(home)).sort()
     const ran = await cli(['probe', at('words'), ...line.split(' ').map((w) => w.replace(/^@/, `${home}/`))])

@@ -29,6 +29,7 @@ interface Options {
   readonly position?: Position
   readonly c?: number
   readonly l1Ratio?: number
+  readonly pca?: number
   readonly balanced?: boolean
   readonly folds?: number
   readonly seed?: number
@@ -54,6 +55,7 @@ const options: readonly OptionRow[] = [
   },
   { flags: '--c <c>', doc: 'inverse strength of the penalty (default: searched within each fold)', parse: number },
   { flags: '--l1-ratio <share>', doc: 'share of the L1 penalty of a logistic probe (default: 0)', parse: number },
+  { flags: '--pca <n>', doc: 'learn from n principal components of the training texts (default: all features)', parse: integer(1) },
   { flags: '--balanced', doc: 'weight examples so that each class counts the same' },
   { flags: '--folds <n>', doc: 'folds of source texts (default: 5)', parse: integer(2) },
   { flags: '--seed <n>', doc: 'seed of folds, bootstrap and controls (default: 0)', parse: integer(0) },
@@ -81,8 +83,8 @@ export const command = defineCommand<{ model: string }, Options>({
     const group = options.group === undefined ? undefined : columnOf(data, options.group, [], 'source')
     const first = <T>(values: readonly T[]) => values.slice(0, options.maxExamples)
     return withModel(context, args.model, options, async ({ model }) => {
-      const { kind, position, c, l1Ratio, balanced, folds, seed, controls } = options
-      const given = { kind, position, C: c, l1Ratio, balanced, folds, seed, groups: group && first(group.values) }
+      const { kind, position, c, l1Ratio, pca, balanced, folds, seed, controls } = options
+      const given = { kind, position, C: c, l1Ratio, pca, balanced, folds, seed, groups: group && first(group.values) }
       const result = await probe(model, {
         texts: first(text.values).map(parseText),
         labels: first(label.values),

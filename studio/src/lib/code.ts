@@ -11,7 +11,8 @@ export interface Code {
   readonly command: string
 }
 
-interface Subject {
+/** What code is about: a text on a model under edits. */
+export interface Subject {
   readonly model: string
   readonly text: string
   readonly edits: readonly EditData[]

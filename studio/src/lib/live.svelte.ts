@@ -7,6 +7,8 @@ export interface Failure {
 
 /** Milliseconds up to which a delay counts as short. */
 const short = 50
+/** Milliseconds for which an answer may go on before a newer question takes its place. */
+const moment = 80
 
 type Work<T> = (signal: AbortSignal, put: (value: T) => void) => Promise<void>
 
@@ -23,8 +25,8 @@ export class Live<T> {
   #work: Work<T> | undefined
   #running: AbortController | undefined
   #timer: ReturnType<typeof setTimeout> | undefined
-  /** The running question has no answer yet. */
-  #unanswered = false
+  /** When the running question was first answered; infinitely late while it is not. */
+  #answeredAt = Number.POSITIVE_INFINITY
   /** A newer question waits for the first answer to the running one. */
   #waiting = false
 
@@ -39,10 +41,12 @@ export class Live<T> {
     this.stale = true
     this.busy = true
     clearTimeout(this.#timer)
-    this.#waiting = this.#unanswered && delay <= short
-    if (this.#waiting) return
-    this.#stop()
-    this.#timer = setTimeout(() => void this.#run(), delay)
+    this.#waiting = false
+    if (!this.#running || delay > short) {
+      this.#stop()
+      this.#timer = setTimeout(() => void this.#run(), delay)
+    } else if (this.#answeredAt === Number.POSITIVE_INFINITY) this.#waiting = true
+    else this.#timer = setTimeout(() => void this.#run(), Math.max(delay, moment - (performance.now() - this.#answeredAt)))
   }
 
   /** Asks the same once more. */
@@ -72,32 +76,34 @@ export class Live<T> {
   #stop(): void {
     this.#running?.abort()
     this.#running = undefined
-    this.#unanswered = false
     this.#waiting = false
+    this.#answeredAt = Number.POSITIVE_INFINITY
   }
 
   async #run(): Promise<void> {
     this.#stop()
     const abort = new AbortController()
+    const key = this.#key
     this.#running = abort
-    this.#unanswered = true
     this.busy = true
     try {
       await (this.#work as Work<T>)(abort.signal, (value) => {
         if (abort.signal.aborted) return
         this.value = value
         this.error = undefined
-        this.#unanswered = false
-        if (this.#waiting) void this.#run()
-        else this.stale = false
+        this.stale = key !== this.#key
+        this.#answeredAt = Math.min(this.#answeredAt, performance.now())
+        if (this.#waiting) this.#timer = setTimeout(() => void this.#run(), moment)
+        this.#waiting = false
       })
     } catch (error) {
       if (abort.signal.aborted) return
       this.error = error instanceof Error ? { name: error.name, message: error.message } : { name: 'Error', message: String(error) }
     } finally {
       if (this.#running === abort) {
-        this.#unanswered = false
-        this.busy = false
+        this.#running = undefined
+        this.busy = key !== this.#key
+        // What waited for an answer that did not come waits no longer.
         if (this.#waiting) void this.#run()
       }
     }

@@ -1,5 +1,5 @@
 /** @file What is looked into: which tokens, under which edits, and the answers of the server as the grid wants them. */
-import type { GridLine, RequestOf, SiteAnswer, TokensAnswer, TopToken, VectorRecipe } from '../../../../src/server/protocol.ts'
+import type { GridLine, ModelAnswer, RequestOf, SiteAnswer, TokensAnswer, TopToken, VectorRecipe } from '../../../../src/server/protocol.ts'
 import { lines, post, postForBytes } from '../../lib/api.ts'
 import { tokenLabel } from '../../lib/format.ts'
 import { readValues, type Values } from '../../lib/safetensors.ts'
@@ -37,6 +37,10 @@ export function vectorOf(view: View): VectorRecipe | undefined {
   }
   return undefined
 }
+
+/** Kinds of sites that a grid can show: those as wide as the residual stream. */
+export const gridKinds = (spec: ModelAnswer | undefined) =>
+  (spec?.sites ?? []).filter((s) => s.per === 'layer' && !s.absent && s.axes.length === 3 && s.axes[2] === 'd_model')
 
 /** A grid as it has come so far. */
 export interface Grid {
