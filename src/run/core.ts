@@ -5,7 +5,7 @@ import type { Tokenizer } from '../models/text/tokenizer.ts'
 import { slotName, slotSites, type TracedModel, type TraceOptions } from '../models/traced.ts'
 import { traceDecoder } from '../models/trunks/decoder.ts'
 import { type ModelWeights, parametersOf } from '../models/weights.ts'
-import { type SiteInfo, SiteResolver } from '../sites/address.ts'
+import { SiteResolver } from '../sites/address.ts'
 import { type CallerLayout, type FireCounts, feedsOf, neverFires, type PreparedEdit, slotFeeds, splitSlots } from '../sites/prepare.ts'
 import { rewriteModel } from '../sites/rewrite.ts'
 import type { StepLayout } from '../sites/where.ts'
@@ -93,12 +93,8 @@ export class ModelCore {
   /** The program for a request; the same structure gives the same program, whatever the numbers. */
   async program(request: ProgramRequest): Promise<PreparedProgram> {
     const { spec } = this
-    const segmented = this.segmented(request.cache)
-    // Generation keeps its slots open, so that turning to another layer compiles nothing; so does a run once it adds something.
-    // In segments an edit compiles one of them, where opening slots would compile all.
-    const hasSlot = (site: SiteInfo) => !segmented && slotSites.includes(site.row.name)
-    const { slotted, compiled } = splitSlots(request.edits, hasSlot)
-    const slots = request.cache || slotted.length > 0
+    const slots = request.cache && this.keepsSlots
+    const { slotted, compiled } = splitSlots(request.edits, (site) => slots && slotSites.includes(site.row.name))
     const readsEnd = [...request.taps, ...compiled.map((e) => e.info.site)].some(
       (s) => s.startsWith('logits') || s.startsWith('final_norm'),
     )
@@ -109,8 +105,8 @@ export class ModelCore {
       lastOnly: request.logits === 'last' && !readsEnd,
     }
     const whole = request.logits !== 'none'
-    // Where everything is computed anyway, residual sites are outputs at hand: reading one more compiles nothing.
-    const ready = whole && !request.cache ? this.residualSites() : []
+    // In segments, reading one more residual site would compile the session of its block: they are outputs at hand.
+    const ready = whole && this.segmented(request.cache) ? this.residualSites() : []
     const taps = [...new Set([...ready, ...request.taps])]
     const key = JSON.stringify([compiled.map((e) => [e.key, e.structure]), taps, request.logits, traceOptions])
     const built = await this.compiled(key, () => this.outputsOf(compiled, taps, request, traceOptions), request.cache)
@@ -134,6 +130,15 @@ export class ModelCore {
       },
       run: (feeds, options) => built.run(feeds, { ...options, fetch: names }),
     }
+  }
+
+  /**
+   * Whether generation has a place for additive edits at every residual site, so that turning to another layer compiles nothing.
+   * The places keep the runtime from fusing sums with norms, which shows in a small model, and that one compiles at once.
+   */
+  private get keepsSlots(): boolean {
+    const { compile } = this.options
+    return compile === 'fused' || (compile === 'auto' && this.weights.bytes > smallBytes)
   }
 
   /** One token costs little, so that the borders between sessions would show: generation is compiled as a whole. */

@@ -266,6 +266,9 @@ describe.each([
   it.each(cases)('with %s equals the uncached recomputation, token for token', async (_, edits) => {
     await using model = (await tinyModel(config)).with(edits)
     const { tokens } = await model.generate({ ids }, { maxNewTokens: 20 }).result()
+    // Additive edits through slots, as large models have them.
+    await using slotted = (await tinyModel(config, { compile: 'fused' })).with(edits)
+    expect((await slotted.generate({ ids }, { maxNewTokens: 20 }).result()).tokens).toEqual(tokens)
     const row = [...ids]
     for (const token of tokens) {
       const { logits } = await model.run({ ids: row }, { promptLength: ids.length })
@@ -274,6 +277,19 @@ describe.each([
       row.push(token)
     }
     expect(tokens.length).toBe(20)
+  })
+
+  it('turns to another layer without compiling, where it has slots', async () => {
+    await using model = await tinyModel(config, { compile: 'fused' })
+    const at = (site: string) =>
+      model
+        .with(add(site, v, { scale: 3, where: { phase: 'generated' } }))
+        .generate({ ids }, { maxNewTokens: 8 })
+        .result()
+    const first = await at('resid_post.0')
+    const before = model.statistics.compiled
+    expect((await at('resid_mid.1')).tokens).not.toEqual(first.tokens)
+    expect(model.statistics.compiled).toBe(before)
   })
 
   it('gives each row of a batch what it gives alone', async () => {
