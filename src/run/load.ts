@@ -46,13 +46,18 @@ async function freeMemory(): Promise<number | undefined> {
   return (await import('node:os')).freemem()
 }
 
+/** Bytes of compiled weights to keep: two copies where the machine has room, else one; several programs of a small model. */
+function roomFor(weights: number, free: number | undefined): number {
+  const copies = free !== undefined && free > 4 * weights ? 2.3 : 1.15
+  return Math.max(copies * weights, Math.min((free ?? 0) / 8, 1e9)) + 64e6
+}
+
 /** Builds a model value from opened parts, refusing what does not fit together. */
 export async function assemble(opened: OpenedModel, options: LoadOptions & { convert?: Convert } = {}): Promise<Model> {
   const spec = specOf(opened.config, options.family)
   const weights = await weightsOf(opened.store, options)
   const contextLength = contextOf(spec, options.contextLength)
-  const free = await freeMemory()
-  const memory = options.memory ?? (free !== undefined && free > 4 * weights.bytes ? 2.3 * weights.bytes : 1.15 * weights.bytes) + 64e6
+  const memory = options.memory ?? roomFor(weights.bytes, await freeMemory())
   const core = new ModelCore(spec, weights, opened.tokenizer, {
     device: options.device ?? 'cpu',
     ...(options.threads ? { threads: options.threads } : {}),
