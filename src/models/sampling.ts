@@ -1,5 +1,6 @@
 /** @file Choosing the next token from logits: greedy, or sampled with temperature, top-k, top-p, min-p and repetition penalty. */
 import { UsageError } from '../base/errors.ts'
+import { RandomStream } from '../nn/random.ts'
 
 /** How tokens are chosen. */
 export interface SamplingOptions {
@@ -34,29 +35,10 @@ export function checkSampling(o: SamplingOptions): void {
     if (o[key] !== undefined && !Number.isInteger(o[key])) throw new UsageError(`${key} must be an integer, not ${o[key]}.`)
 }
 
-/** A stream of uniform numbers in [0, 1): the xoshiro128** generator, seeded by splitmix32. */
+/** A stream of uniform numbers in [0, 1), the same for a seed everywhere. */
 export function randomStream(seed: number): () => number {
-  let s = seed | 0
-  const next = () => {
-    s = (s + 0x9e3779b9) | 0
-    let z = s ^ (s >>> 16)
-    z = Math.imul(z, 0x21f0aaad)
-    z = Math.imul(z ^ (z >>> 15), 0x735a2d97)
-    return (z ^ (z >>> 15)) >>> 0
-  }
-  let [a, b, c, d] = [next(), next(), next(), next()]
-  const rotl = (x: number, k: number) => (x << k) | (x >>> (32 - k))
-  return () => {
-    const result = Math.imul(rotl(Math.imul(b, 5), 7), 9) >>> 0
-    const t = b << 9
-    c ^= a
-    d ^= b
-    b ^= c
-    a ^= d
-    c ^= t
-    d = rotl(d, 11)
-    return result / 4294967296
-  }
+  const stream = RandomStream.of(seed)
+  return () => stream.next()
 }
 
 /** Index of the largest logit; the first one where several are equal. */
