@@ -50,12 +50,14 @@ export {
   type PatchOptions,
   patch,
   type SweepOptions,
+  type SweepPart,
   type SweepResult,
 } from './patch.ts'
 export type { Positions, SweepTable, TableAxis } from './patch-cells.ts'
 export { matchParameters } from './patch-graph.ts'
 export { type Metric, type MetricFunction, type MetricKind, metricKinds, type TokenOf } from './patch-metric.ts'
 export { type PathOptions, type PathReceiver, type PathResult, patchPaths } from './patch-path.ts'
+export { type PatchedRun, type PatchedRunOptions, patchedRun } from './patch-run.ts'
 export {
   activationStatistics,
   Moments,

@@ -18,6 +18,10 @@ export interface SweepOptions extends WorkOptions {
   readonly positions?: Positions
   /** Bytes that the rows of one run may take, 512 MiB by default. */
   readonly memory?: number
+  /** Most rows of one run, where parts are wanted early. */
+  readonly rows?: number
+  /** Is told at the start of each pair and after each run what is there so far; the sweep goes on when it returns. */
+  readonly onPart?: (part: SweepPart) => void | Promise<void>
 }
 
 /** A pair of texts (or several, as batches) that differ in what matters. */
@@ -38,6 +42,12 @@ export interface SweepResult {
   readonly tables: Readonly<Record<string, SweepTable>>
   /** The metric of the runs without changes. */
   readonly metric: { readonly clean: number; readonly corrupt: number }
+}
+
+/** A sweep as far as it has come; its tables grow and must not be changed. */
+export interface SweepPart extends SweepResult {
+  /** The cells that were done last: their table, and their places in its data. */
+  readonly cells: readonly { readonly table: string; readonly index: number }[]
 }
 
 /** Rows of one pair, and the tokens of both texts. */
@@ -120,6 +130,8 @@ async function sweep(
   prepare: (index: number, stages: Stages) => Promise<Prepared>,
 ): Promise<SweepResult> {
   const patterns = patternsOf(options)
+  if (options.rows !== undefined && !(Number.isInteger(options.rows) && options.rows >= 1))
+    throw new UsageError(`The rows of one run must be a whole number from 1, not ${options.rows}.`)
   const metric = prepareMetric(options.metric, pairs, model.spec.vocab)
   const sites = [...new Map(patterns.flatMap((p) => sitesOf(model, p)).map((s) => [s.site, s])).values()]
   const edited = editedModel(model)
@@ -145,7 +157,12 @@ async function sweep(
         )
       if (!known) sums.set(layout.name, { layout, data: new Float32Array(size) })
     }
-    const atOnce = rowsAtOnce(model, length, metric.everywhere ? length : 1, options.memory)
+    const atOnce = Math.min(options.rows ?? 2048, rowsAtOnce(model, length, metric.everywhere ? length : 1, options.memory))
+    const soFar = () => ({
+      tables: Object.fromEntries([...sums].map(([name, { layout, data }]) => [name, tableOf(layout, data)])),
+      metric: total,
+    })
+    await options.onPart?.({ ...soFar(), cells: [] })
     for (let from = 0; from < cells.length; from += atOnce) {
       throwIfCancelled(options.signal)
       const part = cells.slice(from, from + atOnce)
@@ -154,6 +171,7 @@ async function sweep(
       for (const [i, cell] of part.entries())
         addTo(sums.get(patterns[cell.pattern] as string)?.data as Float32Array, cell, (values[i] as number) / pairs)
       counter(part.length)
+      await options.onPart?.({ ...soFar(), cells: part.map((c) => ({ table: patterns[c.pattern] as string, index: c.index })) })
     }
   }
   return { tables: Object.fromEntries([...sums].map(([name, { layout, data }]) => [name, tableOf(layout, data)])), metric: total }
@@ -214,7 +232,7 @@ function rowsAtOnce(model: Model, length: number, read: number, memory = 512 * 2
   const { dModel, dMlp, heads, headDim, vocab } = model.spec
   // What lives at the same time in a block, generously; and the logits of the positions that are read.
   const perToken = 4 * (6 * dModel + 3 * dMlp + 4 * heads * headDim + 4 * heads * length)
-  return Math.max(1, Math.min(2048, Math.floor(memory / (perToken * length + 8 * vocab * read))))
+  return Math.max(1, Math.floor(memory / (perToken * length + 8 * vocab * read)))
 }
 
 function repeated(vector: Float32Array, length: number): Float32Array {

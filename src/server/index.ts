@@ -2,12 +2,10 @@
 import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import type { Server } from 'node:http'
-import { freemem, hostname } from 'node:os'
+import { hostname } from 'node:os'
 import { createAdaptorServer } from '@hono/node-server'
 import { CancelledError, messageOf, UsageError } from '../base/errors.ts'
-import { sizeOrKind, systemCode } from '../base/files.ts'
-import type { WorkOptions } from '../base/progress.ts'
-import { resolveSource } from '../models/hub/index.ts'
+import { systemCode } from '../base/files.ts'
 import { load } from '../run/index.ts'
 import type { Device } from '../tensor/index.ts'
 import { createApp } from './app.ts'
@@ -60,7 +58,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   checkPort(options.port)
   const token = isLoopback(host) ? undefined : randomBytes(24).toString('base64url')
   const settings = { ...(options.threads ? { threads: options.threads } : {}), ...(options.device ? { device: options.device } : {}) }
-  const registry = new Registry(options.load ?? (async (id, work) => load(id, { ...settings, ...(await room(id, work)), ...work })))
+  const registry = new Registry(options.load ?? ((id, work) => load(id, { ...settings, ...work })))
   const instance = randomBytes(8).toString('hex')
   const app = createApp({
     registry,
@@ -88,16 +86,6 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   signal?.addEventListener('abort', () => void close(), { once: true })
   if (options.open) openInBrowser(url)
   return { url, port, close }
-}
-
-/** Bytes of files up to which a model counts as small, and of compiled weights that a small one may have in memory. */
-const small = { files: 75e6, memory: 1.2e9 }
-
-/** More room for the programs of a small model, since a page asks for many different ones and each holds weights of its own. */
-async function room(id: string, work: WorkOptions): Promise<{ memory?: number }> {
-  const source = await resolveSource(id, work)
-  const bytes = source.file === undefined ? undefined : await sizeOrKind(source.file)
-  return typeof bytes === 'number' && bytes <= small.files && freemem() > 4 * small.memory ? { memory: small.memory } : {}
 }
 
 function checkPort(port: number | undefined): void {
