@@ -1,6 +1,6 @@
 /** @file Batches: rows of tokens without padding inside, the caller's layout outside. */
 import { UsageError } from '../base/errors.ts'
-import type { NDArray } from '../base/types.ts'
+import { type NDArray, sizeOf } from '../base/types.ts'
 import { inputNames } from '../models/traced.ts'
 import type { AxisName, SiteRow } from '../sites/vocabulary.ts'
 
@@ -25,6 +25,8 @@ export interface Batch {
   readonly width: number
   /** Given positions, where they are not simply 0, 1, 2 … */
   readonly positions?: readonly (readonly number[])[]
+  /** The tokens are not known: the run begins with an activation. */
+  readonly anonymous?: boolean
 }
 
 /** A batch from rows of ids, padded on the right where they differ in length. */
@@ -184,25 +186,59 @@ export function toCaller(site: string, row: SiteRow, value: NDArray, batch: Batc
   const whole = batch.rows.every((r) => r.length === batch.width)
   if (whole || (array.shape[posAxis] === 1 && batch.width !== 1)) return new Activation(site, row.axes, array, batch.columns)
   const shape = array.shape.map((n, i) => (row.axes[i] === 'pos' || row.axes[i] === 'key' ? batch.width : n))
-  const out = new Float32Array(shape.reduce((p, n) => p * n, 1)).fill(row.fill ?? 0)
-  const [from, to] = [stridesOf(array.shape), stridesOf(shape)]
+  const out = new Float32Array(sizeOf(shape)).fill(row.fill ?? 0)
+  moveTokens(row, batch, { inside: array, outside: shape }, (inside, outside, n) => {
+    if (n === 1) out[outside] = array.data[inside] as number
+    else out.set(array.data.subarray(inside, inside + n), outside)
+  })
+  return new Activation(site, row.axes, { dtype: array.dtype, shape, data: out }, batch.columns)
+}
+
+/** Takes a value in the caller's layout to rows from the left, without padding in front. */
+export function fromCaller(site: string, row: SiteRow, value: NDArray, batch: Batch): NDArray {
+  const width = Math.max(...batch.rows.map((r) => r.length))
+  const of: Readonly<Partial<Record<AxisName, readonly [number, number]>>> = {
+    batch: [batch.rows.length, batch.rows.length],
+    pos: [batch.width, width],
+    key: [batch.width, width],
+  }
+  for (const [i, axis] of row.axes.entries()) {
+    const wanted = of[axis]?.[0]
+    if (wanted !== undefined && wanted !== value.shape[i])
+      throw new UsageError(`The value at ${site} has ${value.shape[i]} along its axis '${axis}', but the input has ${wanted}.`)
+  }
+  if (batch.rows.every((r) => r.length === batch.width)) return value
+  const shape = value.shape.map((n, i) => of[row.axes[i] as AxisName]?.[1] ?? n)
+  const data = new Float32Array(sizeOf(shape)).fill(row.fill ?? 0)
+  const source = value.data as Float32Array
+  moveTokens(row, batch, { inside: { shape }, outside: value.shape }, (inside, outside, n) => {
+    data.set(source.subarray(outside, outside + n), inside)
+  })
+  return { dtype: 'float32', shape, data }
+}
+
+/** Calls `move` with the places of each run of values in an array whose rows begin at the left and in one of the caller's layout. */
+function moveTokens(
+  row: SiteRow,
+  batch: Batch,
+  arrays: { readonly inside: { readonly shape: readonly number[] }; readonly outside: readonly number[] },
+  move: (inside: number, outside: number, count: number) => void,
+): void {
+  const { shape } = arrays.inside
+  const [from, to] = [stridesOf(shape), stridesOf(arrays.outside)]
+  const posAxis = row.axes.indexOf('pos')
   const keyed = row.axes.includes('key')
-  const inner = keyed ? 1 : shape.slice(posAxis + 1).reduce((p, n) => p * n, 1)
-  const walk = (b: number, axis: number, source: number, target: number): void => {
-    if (!keyed && axis === posAxis + 1) {
-      out.set(array.data.subarray(source, source + inner), target)
-      return
-    }
-    if (axis === shape.length) {
-      out[target] = array.data[source] as number
+  const inner = keyed ? 1 : sizeOf(shape.slice(posAxis + 1))
+  const walk = (b: number, axis: number, inside: number, outside: number): void => {
+    if (axis === (keyed ? shape.length : posAxis + 1)) {
+      move(inside, outside, inner)
       return
     }
     const columns = batch.columns[b] as readonly number[]
     const moved = row.axes[axis] === 'pos' || row.axes[axis] === 'key'
     const n = moved ? columns.length : (shape[axis] as number)
     for (let i = 0; i < n; i++)
-      walk(b, axis + 1, source + i * (from[axis] as number), target + (moved ? (columns[i] as number) : i) * (to[axis] as number))
+      walk(b, axis + 1, inside + i * (from[axis] as number), outside + (moved ? (columns[i] as number) : i) * (to[axis] as number))
   }
   for (let b = 0; b < batch.rows.length; b++) walk(b, 1, b * (from[0] as number), b * (to[0] as number))
-  return new Activation(site, row.axes, { dtype: array.dtype, shape, data: out }, batch.columns)
 }

@@ -37,10 +37,14 @@ export interface ProgramRequest {
   readonly logits: 'all' | 'last' | 'none'
   readonly cache: boolean
   readonly explicitPositions: boolean
+  /** Canonical site at which the run begins. */
+  readonly start?: string | undefined
 }
 
 /** A program, with what must be fed to it and fetched from it for one request. */
 export interface PreparedProgram {
+  /** Inputs of the program: name → type. */
+  readonly inputs: ReadonlyMap<string, Tensor>
   /** Values of the edits' inputs for one step; counts where they fire. */
   feeds(step: StepLayout, caller: CallerLayout | undefined, total: number, fired: FireCounts): Record<string, NDArray>
   run(
@@ -106,9 +110,9 @@ export class ModelCore {
     }
     const whole = request.logits !== 'none'
     // In segments, reading one more residual site would compile the session of its block: they are outputs at hand.
-    const ready = whole && this.segmented(request.cache) ? this.residualSites() : []
+    const ready = whole && this.segmented(request.cache) && request.start === undefined ? this.residualSites() : []
     const taps = [...new Set([...ready, ...request.taps])]
-    const key = JSON.stringify([compiled.map((e) => [e.key, e.structure]), taps, request.logits, traceOptions])
+    const key = JSON.stringify([compiled.map((e) => [e.key, e.structure]), taps, request.logits, traceOptions, request.start])
     const built = await this.compiled(key, () => this.outputsOf(compiled, taps, request, traceOptions), request.cache)
     const slotNames = slots
       ? [...built.inputs.keys()].filter((n) => n.startsWith(slotName(''))).map((n) => n.slice(slotName('').length))
@@ -123,6 +127,7 @@ export class ModelCore {
         : []),
     ]
     return {
+      inputs: built.inputs,
       feeds: (step, caller, total, fired) => {
         const feeds: Record<string, NDArray> = { ...this.parameters.feeds, ...slotFeeds(slotNames, slotted, step, spec.dModel, fired) }
         for (const e of compiled) Object.assign(feeds, feedsOf(e, step, caller, total, spec, fired))
@@ -199,6 +204,7 @@ export class ModelCore {
     const graph = rewriteModel(this.trace(traceOptions), {
       edits,
       taps,
+      start: request.start,
       expandAttention: request.explicitPositions && this.rotates,
       uses: { logits: request.logits !== 'none', caches: request.cache },
     })

@@ -9,6 +9,8 @@ import { type Activation, type Batch, checkBatch, stepFeeds, toCaller } from './
 import type { ModelCore } from './core.ts'
 import { type Loss, type LossFunction, lossFeeds, lossFunction, lossKey, tracedRun } from './losses.ts'
 
+import { checkTokensKnown, type PreparedStart, type Start, startFeeds } from './start.ts'
+
 /** What to differentiate, and with respect to what. */
 export interface GradientRequest {
   /** A loss as data, or a function from a traced run to a scalar. */
@@ -17,6 +19,14 @@ export interface GradientRequest {
   readonly at?: string | readonly string[]
   /** Parameters by their names in the checkpoint. */
   readonly parameters?: readonly string[]
+}
+
+/** Options of a gradient. */
+export interface GradientOptions {
+  /** Begins with an activation at a site instead of with the tokens; its gradient is had by naming the site. */
+  readonly from?: Start
+  /** Stops between segments with a `CancelledError`. */
+  readonly signal?: AbortSignal | undefined
 }
 
 /** Gradients of one scalar. */
@@ -52,7 +62,7 @@ export async function gradientOf(
   edits: readonly PreparedEdit[],
   batch: Batch,
   request: GradientRequest,
-  signal?: AbortSignal,
+  { signal, start }: { signal?: AbortSignal | undefined; start?: PreparedStart | undefined } = {},
 ): Promise<GradientResult> {
   const { spec } = core
   checkBatch(batch, spec.vocab, core.options.contextLength)
@@ -68,13 +78,22 @@ export async function gradientOf(
     parameters,
     keyOf(request.of),
     explicitPositions,
+    start?.info.site,
   ])
-  const program = await core.compiled(key, () => build(core, edits, sites, parameters, request.of, explicitPositions))
+  const program = await core.compiled(key, () => build(core, edits, sites, parameters, request.of, explicitPositions, start?.info.site))
+  checkTokensKnown(batch, start, program.inputs, edits)
+  if (batch.anonymous && typeof request.of !== 'function' && request.of.kind === 'next-token')
+    throw new UsageError('The loss next-token predicts tokens, so it needs them: give the tokens, too.')
   const zeros = batch.rows.map(() => 0)
   const step = stepFeeds(batch.rows, zeros, batch.positions)
   const layout = { rows: batch.rows, start: zeros, width: step.width, prompt: batch.rows.map((r) => r.length) }
   const fired: FireCounts = new Map()
-  const feeds: Record<string, NDArray> = { ...core.constantFeeds, ...step.feeds, ...lossFeeds(request.of, batch, spec.vocab) }
+  const feeds: Record<string, NDArray> = {
+    ...core.constantFeeds,
+    ...step.feeds,
+    ...lossFeeds(request.of, batch, spec.vocab),
+    ...startFeeds(start, batch),
+  }
   for (const e of edits) Object.assign(feeds, feedsOf(e, layout, batch, step.total, spec, fired))
   const out = await program.run(feeds, { signal })
   const named = (name: (s: string) => string, fill?: number) =>
@@ -97,6 +116,7 @@ function build(
   parameters: readonly string[],
   of: Loss | LossFunction,
   explicitPositions: boolean,
+  start: string | undefined,
 ): Record<string, Tensor> {
   const traced = core.trace({ cache: false, explicitPositions, slots: false, lastOnly: false })
   const asked = new Map<string, SiteInfo>()
@@ -114,6 +134,7 @@ function build(
   const graph = rewriteModel(traced, {
     edits,
     taps: [...new Set([...sites.map((s) => s.site), ...reads])],
+    start,
     expandAttention: explicitPositions && core.rotates,
     uses: { logits: true, caches: false },
   })

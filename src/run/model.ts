@@ -11,7 +11,17 @@ import type { WeightRef } from '../tensor/index.ts'
 import { type Activation, type Batch, batchOfRows, batchOfTensors, checkBatch, type ModelInput, stepFeeds, toCaller } from './batch.ts'
 import { type ModelCore, outputNames } from './core.ts'
 import { type GenerateOptions, Generation } from './generate.ts'
-import { type GradientRequest, type GradientResult, gradientOf } from './gradient.ts'
+import { type GradientOptions, type GradientRequest, type GradientResult, gradientOf } from './gradient.ts'
+import {
+  batchOfLayout,
+  checkTokensKnown,
+  isLayout,
+  type PreparedStart,
+  resolveStart,
+  type Start,
+  type StartInput,
+  startFeeds,
+} from './start.ts'
 import { type ResolvedTap, resolveTaps, type Selection, selectPlaces, type TapSpec } from './taps.ts'
 
 /** Facts about where a model came from, kept with everything that is saved from it. */
@@ -30,6 +40,8 @@ export interface RunOptions<Taps extends readonly TapSpec[] = readonly TapSpec[]
   readonly taps?: Taps
   /** Logits of all positions (default), or none: then the run stops at the last site that is read. */
   readonly logits?: boolean
+  /** Begins with an activation at a site instead of with the tokens: only what follows is compiled and run. */
+  readonly from?: Start
   /** Length of the prompt in each row, for edits with a `phase`; the whole row by default. */
   readonly promptLength?: number
   /** Stops the run between segments with a `CancelledError`. */
@@ -52,7 +64,7 @@ export interface RunResult<Taps extends readonly TapSpec[] = readonly TapSpec[],
   /** [batch, pos, d_vocab] */
   readonly logits: Logits extends false ? undefined : Activation
   readonly taps: TapResults<Taps>
-  /** Token ids of each row, without padding. */
+  /** Token ids of each row, without padding; empty where a run from a start was not given any. */
   readonly tokens: readonly (readonly number[])[]
   /** Edits and taps with a `where` that held nowhere in this input, as sentences. */
   readonly unfired: readonly string[]
@@ -157,11 +169,12 @@ export class Model {
 
   /** One forward pass. Taps see values after the edits at their site. */
   async run<const Taps extends readonly TapSpec[] = readonly [], const Logits extends boolean = true>(
-    input: ModelInput,
+    input: StartInput,
     options: RunOptions<Taps> & { readonly logits?: Logits } = {},
   ): Promise<RunResult<Taps, Logits>> {
-    const batch = this.tokens(input)
     const { spec } = this
+    const start = options.from && resolveStart(options.from, this.core.resolver, spec)
+    const batch = this.batchFrom(input, start)
     checkBatch(batch, spec.vocab, this.contextLength)
     const taps = resolveTaps(options.taps ?? [], this.core.resolver, spec)
     const logits = options.logits ?? true
@@ -173,7 +186,9 @@ export class Model {
       logits: logits ? 'all' : 'none',
       cache: false,
       explicitPositions,
+      start: start?.info.site,
     })
+    checkTokensKnown(batch, start, program.inputs, this.prepared)
     const step = stepFeeds(
       batch.rows,
       batch.rows.map(() => 0),
@@ -182,9 +197,15 @@ export class Model {
     const prompt = batch.rows.map((r) => Math.min(options.promptLength ?? r.length, r.length))
     const layout = { rows: batch.rows, start: batch.rows.map(() => 0), width: step.width, prompt }
     const fired: FireCounts = new Map()
-    const out = await program.run({ ...step.feeds, ...program.feeds(layout, batch, step.total, fired) }, { signal: options.signal })
+    const feeds = { ...step.feeds, ...program.feeds(layout, batch, step.total, fired), ...startFeeds(start, batch) }
+    const out = await program.run(feeds, { signal: options.signal })
     for (const e of this.prepared) if (e.when) fired.set(e.key, Number(out[outputNames.fired(e.key)]?.data[0] ?? 0))
     return this.results(out, batch, taps, layout, fired) as unknown as RunResult<Taps, Logits>
+  }
+
+  /** The batch of a run, which may begin with a value instead of with tokens. */
+  private batchFrom(input: StartInput, start: PreparedStart | undefined): Batch {
+    return start && isLayout(input) ? batchOfLayout(input, start) : this.tokens(input as ModelInput)
   }
 
   private results(
@@ -210,19 +231,16 @@ export class Model {
       results[t.name] = activation
     }
     const logits = out.logits ? toCaller('logits', this.site('logits').row, out.logits, batch) : undefined
-    return { logits, taps: results, tokens: batch.rows, unfired, selected }
+    return { logits, taps: results, tokens: batch.anonymous ? [] : batch.rows, unfired, selected }
   }
 
   /**
    * Gradients of a scalar of a run with respect to sites and parameters at once.
    * @param input a batch; losses of its rows add up (next-token is the mean over all).
    */
-  gradient(
-    request: GradientRequest,
-    input: ModelInput,
-    options: { readonly signal?: AbortSignal | undefined } = {},
-  ): Promise<GradientResult> {
-    return gradientOf(this.core, this.prepared, this.tokens(input), request, options.signal)
+  gradient(request: GradientRequest, input: StartInput, options: GradientOptions = {}): Promise<GradientResult> {
+    const start = options.from && resolveStart(options.from, this.core.resolver, this.spec)
+    return gradientOf(this.core, this.prepared, this.batchFrom(input, start), request, { signal: options.signal, start })
   }
 
   /** Writes on from a prompt (or several). Iterate over it for the text as it comes, over `steps()` for tokens and taps, or await `result()`. */

@@ -4,6 +4,7 @@ import { attentionOp, type TracedModel } from '../models/traced.ts'
 import {
   and,
   cast,
+  cut,
   greater,
   input,
   less,
@@ -37,11 +38,16 @@ export interface RewriteRequest {
   readonly edits: readonly PreparedEdit[]
   /** Canonical sites to read. */
   readonly taps: readonly string[]
+  /** Canonical site at which the run begins: its value is fed under {@link startName}, and what comes before is not computed. */
+  readonly start?: string | undefined
   /** Write out all attention, since positions are not the slots. */
   readonly expandAttention?: boolean
   /** What the caller will use; an edit on which none of it depends can never fire. */
   readonly uses: { readonly logits: boolean; readonly caches: boolean }
 }
+
+/** Name of the input that holds the value of the site at which a run begins. */
+export const startName = (site: string) => `start:${site}`
 
 /** Applies edits to a traced model. Taps see the value after the edits at their site; edits at one site act in order. */
 export function rewriteModel(traced: TracedModel, request: RewriteRequest): EditedGraph {
@@ -53,18 +59,40 @@ export function rewriteModel(traced: TracedModel, request: RewriteRequest): Edit
   }
   const fired = new Map<string, Tensor>()
   const rules = new Map<Tensor, TensorRule[]>()
+  const begin = request.start === undefined ? undefined : siteOf(request.start)
+  if (begin) rules.set(begin, [{ label: `start at ${request.start}`, apply: () => startTensor(request.start as string, begin) }])
   for (const e of request.edits) {
     const target = siteOf(e.info.site)
     const list = rules.get(target) ?? []
     list.push(ruleOf(e, target, siteOf, fired))
     rules.set(target, list)
   }
-  checkReach(request, model, siteOf)
+  checkReach(request, model, siteOf, begin)
   const rewriter = new Rewriter({ tensors: rules })
   const taps = new Map(request.taps.map((site) => [site, rewriter.map(siteOf(site))]))
   const logits = rewriter.map(model.logits)
   const caches = model.caches.map((c) => ({ keys: rewriter.map(c.keys), values: rewriter.map(c.values) }))
+  if (request.start !== undefined)
+    checkStart(request.start, new Map([...taps, ...(request.uses.logits ? [['logits', logits] as const] : [])]))
   return { logits, caches, taps, fired }
+}
+
+/** The input that stands for a site's value, in the segment of that value. */
+function startTensor(site: string, value: Tensor): Tensor {
+  const segments = topological([value]).flatMap(({ op, attrs }) => (op.name === 'cut' ? [attrs.index as number] : []))
+  const fed = input(startName(site), value.dtype, value.shape)
+  return segments.length > 0 ? cut(fed, Math.max(...segments)) : fed
+}
+
+/** Refuses to compute from a start what does not depend on it. */
+function checkStart(start: string, asked: ReadonlyMap<string, Tensor>): void {
+  for (const [site, t] of asked) {
+    const reads = topological([t]).some(({ op, attrs }) => op.name === 'input' && attrs.name === startName(start))
+    if (!reads)
+      throw new EditError(
+        `'${site}' does not depend on '${start}', where the run starts; ask for a site that comes later, or start earlier.`,
+      )
+  }
 }
 
 /** Writes out the composites in which a wanted site hides. */
@@ -74,6 +102,7 @@ function expandInner(
 ): { model: Pick<TracedModel, 'logits' | 'caches'>; sites: ReadonlyMap<string, Tensor> } {
   const wanted = new Set([
     ...request.taps,
+    ...(request.start === undefined ? [] : [request.start]),
     ...request.edits.flatMap((e) => [e.info.site, ...(e.when ? [e.when.info.site] : []), ...e.reads.map((r) => r.site)]),
   ])
   const hidden = [...wanted].filter((site) => !traced.sites.has(site) && traced.inner.has(site))
@@ -94,12 +123,18 @@ function expandInner(
   return { model, sites }
 }
 
-function checkReach(request: RewriteRequest, model: Pick<TracedModel, 'logits' | 'caches'>, siteOf: (site: string) => Tensor): void {
+function checkReach(
+  request: RewriteRequest,
+  model: Pick<TracedModel, 'logits' | 'caches'>,
+  siteOf: (site: string) => Tensor,
+  begin: Tensor | undefined,
+): void {
   if (request.edits.length === 0) return
   const roots = request.taps.map(siteOf)
   if (request.uses.logits) roots.push(model.logits)
   if (request.uses.caches) for (const c of model.caches) roots.push(c.keys, c.values)
-  const reached = new Set(topological(roots))
+  // What comes before a start is not computed.
+  const reached = new Set(topological(roots, begin?.node))
   for (const e of request.edits) if (!reached.has(siteOf(e.info.site).node)) throw neverFires(e)
 }
 

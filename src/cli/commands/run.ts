@@ -1,9 +1,9 @@
 /** @file `actlens run`: one forward pass, its taps shown and stored. */
-import { throwIfCancelled, UsageError } from '../../base/errors.ts'
+import { listed, throwIfCancelled, UsageError } from '../../base/errors.ts'
 import type { NDArray } from '../../base/types.ts'
-import { writeSafetensors } from '../../models/formats/index.ts'
+import { openSafetensors, writeSafetensors } from '../../models/formats/index.ts'
 import { describeEdits } from '../../run/edits-file.ts'
-import type { Activation, Model } from '../../run/index.ts'
+import type { Activation, Model, Start } from '../../run/index.ts'
 import { type CommandContext, defineCommand, modelArgument, type OptionRow } from '../command.ts'
 import { type InputsFile, readInputs, tensorsOfRows } from '../inputs.ts'
 import { withModel } from '../model.ts'
@@ -20,6 +20,7 @@ interface Options {
   readonly field?: string
   readonly taps?: readonly string[]
   readonly edits?: string
+  readonly from?: string
   readonly out?: string
   readonly logits: boolean
 }
@@ -35,6 +36,10 @@ const options: readonly OptionRow[] = [
   { flags: '--field <name>', doc: 'field of --data that holds the text (default: text)' },
   { flags: '--taps <sites>', doc: "what to read: sites, aliases, patterns ('resid_post.*'), separated by commas", repeat: true },
   { flags: '--edits <file>', doc: 'edits file: a JSON array of { op, site, params, where }' },
+  {
+    flags: '--from <site=file>',
+    doc: 'begins at a site instead of with the tokens: its activation, [batch, pos, …], is the tensor of that name in a safetensors file',
+  },
   { flags: '--out <file>', doc: 'safetensors file for the tensors, under canonical site names' },
   { flags: '--no-logits', doc: 'leave the logits out; the run ends at the last tap' },
 ]
@@ -53,12 +58,18 @@ export const command = defineCommand<{ model: string }, Options>({
     if (!options.logits && taps.length === 0) throw new UsageError('With --no-logits there is nothing to compute: name sites with --taps.')
     if (options.out !== undefined) await checkOutput(options.out)
     const source = await readSource(options)
+    const start = options.from === undefined ? undefined : await readStart(options.from)
     return withModel(context, args.model, options, async ({ model, edits }) => {
       const tensors = 'file' in source ? source.file.tensors : rowsOf(model, source)
       const ignored = 'file' in source ? source.file.others : []
       if (ignored.length > 0) context.warn(`${options.inputs} also holds ${ignored.join(', ')}; these are no inputs and were not used.`)
       const sites = [...new Set(taps.flatMap((t) => model.resolve(t).map((i) => i.site)))]
-      const result = await model.run(tensors, { taps: sites, logits: options.logits, signal: context.io.signal })
+      const result = await model.run(tensors, {
+        taps: sites,
+        logits: options.logits,
+        signal: context.io.signal,
+        ...(start ? { from: start.of(model) } : {}),
+      })
       throwIfCancelled(context.io.signal)
       const values = new Map<string, Activation>(sites.map((s) => [s, result.taps[s] as Activation]))
       if (result.logits) values.set('logits', result.logits)
@@ -87,6 +98,31 @@ export const command = defineCommand<{ model: string }, Options>({
     })
   },
 })
+
+/** Reads `SITE=FILE`; the tensor may be stored under the site's canonical name or the name given. */
+async function readStart(text: string): Promise<{ of(model: Model): Start }> {
+  const at = text.indexOf('=')
+  if (at < 1 || at === text.length - 1)
+    throw new UsageError(`'${text}' must be a site and a file, such as resid_post.3=activations.safetensors.`)
+  const [site, path] = [text.slice(0, at), text.slice(at + 1)]
+  const store = await openSafetensors(path)
+  try {
+    const floats = [...store.tensors.values()].filter((t) => t.type === 'F32' || t.type === 'F16' || t.type === 'BF16').map((t) => t.name)
+    const values = new Map<string, NDArray>()
+    for (const name of floats) values.set(name, { dtype: 'float32', shape: store.get(name).shape, data: await store.readFloat32(name) })
+    return {
+      of: (model) => {
+        const canonical = model.site(site).site
+        const value = values.get(canonical) ?? values.get(site)
+        if (!value)
+          throw new UsageError(`${path} holds no tensor '${canonical}'${floats.length > 0 ? `; it holds ${listed(floats, 6)}` : ''}.`)
+        return { site: canonical, value }
+      },
+    }
+  } finally {
+    await store.close()
+  }
+}
 
 type Source = { readonly file: InputsFile } | { readonly texts: readonly TextOrIds[]; readonly what: string }
 
@@ -117,6 +153,7 @@ async function recordOf(context: CommandContext, model: Model, edits: readonly u
     model: { id: model.origin.id, hash: await model.origin.hash(), family: model.spec.family },
     edits,
     ...(options.edits === undefined ? {} : { editsFile: options.edits }),
+    ...(options.from === undefined ? {} : { from: options.from }),
     precision: model.precision,
     device: context.common.device ?? 'cpu',
     versions: await versions(),
