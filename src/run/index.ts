@@ -10,3 +10,14 @@ export { oneToken, tokenIn } from './one-token.ts'
 export { load } from './open.ts'
 export type { Start, StartInput } from './start.ts'
 export type { Selection, TapSpec } from './taps.ts'
+export {
+  type DecoderTraining,
+  generatedRows,
+  modelOf,
+  saveDecoder,
+  type TrainedDecoder,
+  type TrainingRow,
+  trainDecoder,
+  trainDecoderSteps,
+  trainingRows,
+} from './train-decoder.ts'
