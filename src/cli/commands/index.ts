@@ -16,6 +16,7 @@ export const commandLoaders: Readonly<Record<string, () => Promise<CommandRow>>>
   attribute: () => import('./attribute.ts').then(one),
   lens: () => import('./lens.ts').then(one),
   probe: () => import('./probe.ts').then(one),
+  paper: () => import('./paper.ts').then(one),
   models: () => import('./models.ts').then(one),
   doctor: () => import('./doctor.ts').then(one),
   studio: () => import('./studio.ts').then(one),
