@@ -11,11 +11,6 @@ import { type FireCounts, feedsOf, type PreparedEdit, prepareEdits } from '../si
 import { type EditedGraph, rewriteModel } from '../sites/rewrite.ts'
 import { gatherRows, input, type Program, type Tensor, unsqueeze } from '../tensor/index.ts'
 
-/** The shared part of a model. A model keeps it from its users; methods that build programs of their own need it. */
-export function coreOf(model: Model): ModelCore {
-  return (model as unknown as { readonly core: ModelCore }).core
-}
-
 /** A model's edits and further ones, for programs that are built here. */
 export interface EditedModel {
   readonly core: ModelCore
@@ -38,7 +33,7 @@ export interface GraphRequest {
 
 /** Makes a model's graph ready for programs over stacked rows. */
 export function editedModel(model: Model): EditedModel {
-  const core = coreOf(model)
+  const core = model.internals
   for (const e of model.edits)
     if (e.where?.rows)
       throw new UsageError(`The edit ${e.op} at ${e.site} names rows of a batch, but here rows are stacked anew; take 'where.rows' out.`)
@@ -120,7 +115,7 @@ export function int64(values: readonly number[], shape: readonly number[] = [val
 /** Names of the parameters that a model reads and that a name or glob (`*` for any part) means; refuses what means none. */
 export function matchParameters(model: Model, pattern: string): string[] {
   if (!pattern.includes('*')) return [pattern]
-  const core = coreOf(model)
+  const core = model.internals
   const expression = new RegExp(`^${pattern.split('*').map(escaped).join('.*')}$`)
   const names = [...model.weights.keys()].filter((n) => expression.test(n) && core.parameter(n) !== undefined)
   if (names.length === 0)

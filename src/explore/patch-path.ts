@@ -7,7 +7,7 @@ import type { SiteInfo } from '../sites/address.ts'
 import { type DataEdit, replace } from '../sites/edits.ts'
 import { directionOf, type PairOptions, pairsOf } from './patch.ts'
 import { headAxis, type SweepTable } from './patch-cells.ts'
-import { coreOf, sitesOf } from './patch-graph.ts'
+import { sitesOf } from './patch-graph.ts'
 import { type Metric, type MetricFunction, metricOf, prepareMetric } from './patch-metric.ts'
 
 /** Where the paths end: a site that reads the residual stream, whole or one of its heads. */
@@ -58,7 +58,7 @@ export async function patchPaths(model: Model, options: PathOptions): Promise<Pa
   for (const [index, pair] of pairs.entries()) {
     const [own, other] = noise ? [pair.clean, pair.corrupt] : [pair.corrupt, pair.clean]
     const measure = async (logits: NDArray<Float32Array>, rows: number) =>
-      metricOf(coreOf(model), metric, positionOf(logits, metric.position), metric.feeds(index, rows, pair.clean, undefined))
+      metricOf(model.internals, metric, positionOf(logits, metric.position), metric.feeds(index, rows, pair.clean, undefined))
     const base = await model.run({ ids: own }, { taps: [...held, ...receivers.map((r) => r.info.site)] })
     const source = await model.run({ ids: other }, { taps: senders.map((s) => s.site) })
     const ends = { own: (await measure(base.logits, 1))[0] as number, other: (await measure(source.logits, 1))[0] as number }

@@ -87,6 +87,11 @@ export class Model {
     this.prepared = prepareEdits(edits, core.resolver, core.spec)
   }
 
+  /** The part that all values of one load share: traced graphs, weights and compiled programs. For methods that build programs of their own over a model. */
+  get internals(): ModelCore {
+    return this.core
+  }
+
   /** The record of the model: sizes and settings. */
   get spec(): DecoderSpec {
     return this.core.spec
