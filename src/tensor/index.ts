@@ -2,6 +2,7 @@
 export * from './grad.ts'
 export * from './graph.ts'
 export * from './jvp.ts'
+export * from './linalg/index.ts'
 export * from './ops/index.ts'
 export * from './program.ts'
 export { getRuntime } from './runtime/index.ts'
