@@ -38,7 +38,7 @@ const generators = {
     const { editOps } = await from('sites/index')
     const parameter = ([name, p], row) => {
       const otherwise = p.otherwise === undefined ? '' : `, ${p.otherwise} by default`
-      const one = row.oneOf?.includes(name) ? '; may be left out' : ''
+      const one = row.oneOf?.includes(name) || p.optional ? '; may be left out' : ''
       return `${code(name)}: ${p.kind}, ${p.doc}${otherwise}${one}`
     }
     const rows = Object.entries(editOps).map(([name, row]) => [

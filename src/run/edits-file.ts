@@ -5,7 +5,10 @@ import { EditError, FormatError, listed, messageOf, ShapeError, SiteError } from
 import { readJson } from '../base/files.ts'
 import type { NDArray } from '../base/types.ts'
 import { openSafetensors, type WeightStore } from '../models/formats/index.ts'
-import { type ArrayParam, checkEdit, type DataEdit, type Edit, opRow, toArray } from '../sites/edits.ts'
+import { readSae } from '../models/sae/read.ts'
+import { isSaeWeights } from '../models/sae/weights.ts'
+import type { ParamRow } from '../sites/edit-ops.ts'
+import { type ArrayParam, checkEdit, type DataEdit, type Edit, type EditParam, isArrayParam, opRow, toArray } from '../sites/edits.ts'
 import type { Model } from './model.ts'
 
 /** Edits of a file, and where they came from. */
@@ -27,7 +30,7 @@ export async function readEditsFile(path: string): Promise<DataEdit[]> {
   const tensors: ReadTensor = async (file, name) => readTensor(await openOnce(stores, resolve(dirname(path), file)), name)
   try {
     const edits: DataEdit[] = []
-    for (const [index, item] of value.entries()) edits.push(await naming(path, index, () => readEdit(item, index, tensors)))
+    for (const [index, item] of value.entries()) edits.push(await naming(path, index, () => readEdit(item, index, tensors, dirname(path))))
     return edits
   } finally {
     for (const store of stores.values()) await store.close()
@@ -58,7 +61,8 @@ export function describeEdits(edits: readonly Edit[]): unknown[] {
   return edits.map((edit) => {
     const where = edit.where ? { where: { ...edit.where, ...(edit.where.when ? { when: describeWhen(edit.where.when) } : {}) } } : {}
     if (edit.op === 'function') return { op: edit.op, site: edit.site, ...where }
-    const params = Object.entries(edit.params ?? {}).map(([name, value]) => [name, describeParam(value)])
+    const rows = opRow(edit.op).params
+    const params = Object.entries(edit.params ?? {}).map(([name, value]) => [name, describe(value, rows[name])])
     return { op: edit.op, site: edit.site, params: Object.fromEntries(params), ...where }
   })
 }
@@ -67,40 +71,66 @@ function describeWhen(when: { readonly vector: ArrayParam }): unknown {
   return { ...when, vector: describeParam(when.vector) }
 }
 
+function describe(value: EditParam, row: ParamRow | undefined): unknown {
+  if (isArrayParam(row)) return describeParam(value as ArrayParam)
+  if (!isSaeWeights(value)) return value
+  const { kind, dIn, dSae, source } = value
+  const sha256 = Object.fromEntries(Object.entries(value.tensors).map(([name, { data }]) => [name, hashOf(data)]))
+  return { kind, dIn, dSae, ...(source === undefined ? {} : { source }), sha256 }
+}
+
+function hashOf(data: Float32Array): string {
+  return createHash('sha256')
+    .update(new Uint8Array(data.buffer, data.byteOffset, data.byteLength))
+    .digest('hex')
+}
+
 function describeParam(value: ArrayParam): unknown {
   if (typeof value === 'number') return value
   const { shape, data } = toArray(value, 'that is recorded')
   if (shape.length <= 1 && data.length <= quotedNumbers) return Array.from(data)
-  return {
-    shape,
-    sha256: createHash('sha256')
-      .update(new Uint8Array(data.buffer, data.byteOffset, data.byteLength))
-      .digest('hex'),
-  }
+  return { shape, sha256: hashOf(data) }
 }
 
 /** Reads the tensor of a reference. */
 type ReadTensor = (file: string, name: string | undefined) => Promise<NDArray<Float32Array>>
 
-async function readEdit(value: unknown, index: number, tensors: ReadTensor): Promise<DataEdit> {
+async function readEdit(value: unknown, index: number, tensors: ReadTensor, folder: string): Promise<DataEdit> {
   if (!isObject(value)) return checkEdit(value, index) as DataEdit
   // Data cannot hold a function, so the table refuses this op as it refuses any other unknown one.
   if (value.op === 'function') opRow(value.op)
-  const params = isObject(value.params) ? await readParams(value.params, tensors) : value.params
+  const rows = typeof value.op === 'string' ? opRow(value.op).params : {}
+  const params = isObject(value.params) ? await readParams(value.params, rows, tensors, folder) : value.params
   const where = isObject(value.where) ? await readWhere(value.where, tensors) : value.where
   const edit = checkEdit(
     { ...value, ...(params === undefined ? {} : { params }), ...(where === undefined ? {} : { where }) },
     index,
   ) as DataEdit
   // Numbers that are none, and ragged lists, are told here, where file and index are known, and before a model is loaded.
-  for (const [name, param] of Object.entries(edit.params ?? {})) toArray(param, `${edit.op} at ${edit.site} ('${name}')`)
+  for (const [name, param] of Object.entries(edit.params ?? {}))
+    if (isArrayParam(rows[name])) toArray(param as ArrayParam, `${edit.op} at ${edit.site} ('${name}')`)
   return edit
 }
 
-async function readParams(params: Record<string, unknown>, tensors: ReadTensor): Promise<Record<string, unknown>> {
+async function readParams(
+  params: Record<string, unknown>,
+  rows: Readonly<Record<string, ParamRow>>,
+  tensors: ReadTensor,
+  folder: string,
+): Promise<Record<string, unknown>> {
   const out: Record<string, unknown> = {}
-  for (const [name, value] of Object.entries(params)) out[name] = await readParam(value, `The parameter '${name}'`, tensors)
+  for (const [name, value] of Object.entries(params)) {
+    const row = rows[name]
+    if (row === undefined || isArrayParam(row)) out[name] = await readParam(value, `The parameter '${name}'`, tensors)
+    else out[name] = row.kind === 'sae' ? await readAutoencoder(value, name, folder) : value
+  }
   return out
+}
+
+async function readAutoencoder(value: unknown, name: string, folder: string): Promise<unknown> {
+  if (!isObject(value) || typeof value.file !== 'string' || Object.keys(value).length !== 1)
+    throw new EditError(`The parameter '${name}' must be { "file": a folder or file that holds a sparse autoencoder }.`)
+  return readSae(resolve(folder, value.file))
 }
 
 async function readWhere(where: Record<string, unknown>, tensors: ReadTensor): Promise<Record<string, unknown>> {

@@ -1,8 +1,14 @@
 /** @file The table of edit ops: what each takes and what it does to the value of a site. */
-import { add, cos, div, expand, maximum, minimum, mul, scalar, sin, sqrt, sub, sum, type Tensor } from '../tensor/index.ts'
+import type { NDArray } from '../base/types.ts'
+import { add, cos, div, expand, maximum, minimum, mul, type Shape, scalar, sin, sqrt, sub, sum, type Tensor } from '../tensor/index.ts'
+import type { EditParam } from './edits.ts'
+import { prepareSae } from './sae-op.ts'
 
-/** What a parameter may be: a number; a vector over the site's last axes; any array that broadcasts against the site; a seed. */
-export type ParamKind = 'number' | 'vector' | 'array' | 'seed'
+/**
+ * What a parameter may be: a number; a vector over the site's last axes; any array that broadcasts against the site; a seed; the weights
+ * of a sparse autoencoder; values of latents by number; a word; yes or no.
+ */
+export type ParamKind = 'number' | 'vector' | 'array' | 'seed' | 'sae' | 'latents' | 'word' | 'flag'
 
 /** One parameter of an edit op. */
 export interface ParamRow {
@@ -10,6 +16,28 @@ export interface ParamRow {
   readonly doc: string
   /** Used when the parameter is left out; without it the parameter is required, unless `oneOf` names it. */
   readonly otherwise?: number
+  /** Words that may be given. */
+  readonly words?: readonly string[]
+  /** It may be left out, and nothing takes its place. */
+  readonly optional?: boolean
+}
+
+/** An edit whose parameters are no arrays against the axes of its site: what it feeds, and what it does. */
+export interface OwnEdit {
+  /** Values by the name under which `apply` gets them; a symbol stands for an axis whose length may change without compiling. */
+  readonly inputs: Readonly<Record<string, { readonly array: NDArray; readonly shape: Shape }>>
+  /** What of the edit is part of the compiled program. */
+  readonly structure: string
+  readonly apply: (x: Tensor, p: Readonly<Record<string, Tensor>>) => Tensor
+}
+
+/** The place at which an edit is made ready. */
+export interface EditPlace {
+  /** The edit in a sentence. */
+  readonly label: string
+  /** Canonical name of the site, and the sizes of its axes without batch and pos. */
+  readonly site: string
+  readonly sizes: readonly number[]
 }
 
 /** One edit op. */
@@ -17,7 +45,9 @@ export interface EditOpRow {
   readonly doc: string
   readonly params: Readonly<Record<string, ParamRow>>
   /** The new value. Parameters are traced tensors, so that turning them compiles nothing. */
-  readonly apply: (x: Tensor, p: Readonly<Record<string, Tensor>>) => Tensor
+  readonly apply?: (x: Tensor, p: Readonly<Record<string, Tensor>>) => Tensor
+  /** Instead of `apply`, for parameters that are no arrays against the axes of the site. */
+  readonly prepare?: (params: Readonly<Record<string, EditParam>>, place: EditPlace) => OwnEdit
   /** At least one of these must be given. */
   readonly oneOf?: readonly string[]
 }
@@ -118,6 +148,29 @@ export const editOps = {
     doc: 'Adds Gaussian noise; the same seed gives the same noise at the same row, position and coordinate.',
     params: { std: { kind: 'number', doc: 'standard deviation' }, seed: { kind: 'seed', doc: 'integer', otherwise: 0 } },
     apply: (x, p) => add(x, mul(at(p, 'seed'), at(p, 'std'))),
+  },
+  sae: {
+    doc: 'Encodes the value by a sparse autoencoder, changes latents, and decodes; without latents, replaces the value by its reconstruction.',
+    params: {
+      weights: { kind: 'sae', doc: 'the autoencoder; in a file, { "file": a folder or file that holds one }' },
+      latents: {
+        kind: 'latents',
+        doc: 'values by the number of the latent, { "123": 5 }; for ablate a list of numbers, too',
+        optional: true,
+      },
+      mode: {
+        kind: 'word',
+        doc: 'add to the activation, clamp it to the value, scale it by the value, or ablate it (default: add)',
+        words: ['add', 'clamp', 'scale', 'ablate'],
+        optional: true,
+      },
+      error: {
+        kind: 'flag',
+        doc: 'keep what the autoencoder does not reconstruct (default: true with latents, false without)',
+        optional: true,
+      },
+    },
+    prepare: prepareSae,
   },
 } as const satisfies Readonly<Record<string, EditOpRow>>
 

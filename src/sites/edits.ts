@@ -1,6 +1,7 @@
 /** @file Edits: what to change, as plain data with a constructor for each op, and the general form on traced tensors. */
 import { EditError, nearest } from '../base/errors.ts'
 import type { NDArray, TypedArray } from '../base/types.ts'
+import { isSaeWeights, type SaeWeights } from '../models/sae/weights.ts'
 import type { Tensor } from '../tensor/index.ts'
 import { type EditOpName, type EditOpRow, editOps, type ParamRow } from './edit-ops.ts'
 import { checkWhere, type Where } from './where.ts'
@@ -10,12 +11,17 @@ export type Nested = number | readonly Nested[]
 /** A tensor parameter of an edit. */
 export type ArrayParam = Nested | TypedArray | NDArray
 
+/** Values by the number of a latent, or numbers of latents. */
+export type Latents = Readonly<Record<number, number>> | readonly number[]
+/** Any parameter of an edit. */
+export type EditParam = ArrayParam | SaeWeights | Latents | string | boolean
+
 /** An edit as plain data: it can be saved, sent and put in a link. */
 export interface DataEdit {
   readonly op: EditOpName
   /** A site, an alias or a pattern. */
   readonly site: string
-  readonly params?: Readonly<Record<string, ArrayParam>>
+  readonly params?: Readonly<Record<string, EditParam>>
   readonly where?: Where
 }
 
@@ -49,12 +55,12 @@ export interface EditOptions {
 const data = (
   op: EditOpName,
   site: string,
-  params: Readonly<Record<string, ArrayParam | undefined>>,
+  params: Readonly<Record<string, EditParam | undefined>>,
   options: EditOptions = {},
 ): DataEdit => ({
   op,
   site,
-  params: Object.fromEntries(Object.entries(params).filter(([, v]) => v !== undefined)) as Record<string, ArrayParam>,
+  params: Object.fromEntries(Object.entries(params).filter(([, v]) => v !== undefined)) as Record<string, EditParam>,
   ...(options.where ? { where: options.where } : {}),
 })
 
@@ -86,6 +92,23 @@ export const affine = (site: string, p: { scale?: ArrayParam; shift?: ArrayParam
 export const replace = (site: string, value: ArrayParam, o?: EditOptions) => data('replace', site, { value }, o)
 /** Adds Gaussian noise of standard deviation `std`, reproducible by its seed. */
 export const noise = (site: string, std: number, o: EditOptions & { seed?: number } = {}) => data('noise', site, { std, seed: o.seed }, o)
+
+/** What an {@link sae} edit does to latents. */
+export interface SaeEditOptions extends EditOptions {
+  /** Values by the number of the latent, in the scale of its activations; with `ablate` a list of numbers will do. */
+  readonly latents?: Latents
+  /** Adds the value to the activation (the default), sets it, multiplies it, or sets it to zero. */
+  readonly mode?: 'add' | 'clamp' | 'scale' | 'ablate'
+  /** Keeps what the autoencoder does not reconstruct; true by default where latents are given, else false. */
+  readonly error?: boolean
+}
+
+/**
+ * Changes latents of a sparse autoencoder, h + Σ (new − old)·W_dec row, or replaces the value by its reconstruction. Values and
+ * latents are inputs: another number, or another latent, compiles nothing. Several of them at one site act in order.
+ */
+export const sae = (site: string, weights: SaeWeights | { readonly weights: SaeWeights }, o: SaeEditOptions = {}) =>
+  data('sae', site, { weights: 'weights' in weights ? weights.weights : weights, latents: o.latents, mode: o.mode, error: o.error }, o)
 
 /** The general edit: any function of traced tensors that keeps shape and type. `reads` names earlier sites it looks at. */
 export function edit(
@@ -135,7 +158,7 @@ export function checkEdit(value: unknown, index: number): Edit {
       )
     }
   for (const [key, p] of Object.entries(row.params) as [string, ParamRow][]) {
-    if (params[key] === undefined && p.otherwise === undefined && !row.oneOf?.includes(key))
+    if (params[key] === undefined && p.otherwise === undefined && !p.optional && !row.oneOf?.includes(key))
       throw new EditError(`The edit ${label} needs the parameter '${key}' (${p.doc}).`)
   }
   if (row.oneOf && !row.oneOf.some((k) => params[k] !== undefined))
@@ -197,12 +220,26 @@ export function plainEdits(edits: readonly Edit[]): DataEdit[] {
   return edits.map((e) => {
     if (e.op === 'function')
       throw new EditError(`The edit at ${e.site} is a function, which cannot be saved or sent; use edits that are data.`)
-    const params = Object.fromEntries(Object.entries(e.params ?? {}).map(([name, value]) => [name, listsOf(value, labelOf(e))]))
+    const rows = opRow(e.op).params
+    const params = Object.fromEntries(
+      Object.entries(e.params ?? {}).map(([name, value]) => [name, plainParam(value, rows[name], labelOf(e))]),
+    )
     const when = e.where?.when
     const where = when ? { ...e.where, when: { ...when, vector: [...when.vector] } } : e.where
     return { op: e.op, site: e.site, params, ...(where ? { where } : {}) }
   })
 }
+
+function plainParam(value: EditParam, row: ParamRow | undefined, label: string): EditParam {
+  if (isArrayParam(row)) return listsOf(value as ArrayParam, label)
+  if (!isSaeWeights(value)) return value
+  if (value.source === undefined)
+    throw new EditError(`The autoencoder of the edit ${label} is in memory only, so it cannot be saved or sent; save it and load it again.`)
+  return { file: value.source } as unknown as EditParam
+}
+
+/** Whether a parameter is numbers laid against the axes of a site. */
+export const isArrayParam = (row: ParamRow | undefined) => row !== undefined && ['number', 'vector', 'array', 'seed'].includes(row.kind)
 
 function listsOf(value: ArrayParam, label: string): Nested {
   if (typeof value === 'number' || Array.isArray(value)) return value as Nested

@@ -4,8 +4,18 @@ import { type NDArray, sizeOf } from '../base/types.ts'
 import { type DecoderSpec, expertsOf } from '../models/spec.ts'
 import { slotName } from '../models/traced.ts'
 import type { SiteInfo, SiteResolver } from './address.ts'
-import type { ParamRow } from './edit-ops.ts'
-import { checkEdit, type DataEdit, type Edit, type EditContext, type FunctionEdit, labelOf, opRow, toArray } from './edits.ts'
+import type { OwnEdit, ParamRow } from './edit-ops.ts'
+import {
+  type ArrayParam,
+  checkEdit,
+  type DataEdit,
+  type Edit,
+  type EditContext,
+  type FunctionEdit,
+  labelOf,
+  opRow,
+  toArray,
+} from './edits.ts'
 import { gaussianAt } from './noise.ts'
 import type { AxisName } from './vocabulary.ts'
 import { layerAllowed, maskOf, needsMask, type StepLayout, type When, type Where } from './where.ts'
@@ -31,6 +41,8 @@ export interface PreparedEdit {
   /** A mask over positions is fed. */
   readonly masked: boolean
   readonly when?: { readonly info: SiteInfo; readonly vector: NDArray<Float32Array>; readonly threshold: number; readonly above: boolean }
+  /** What it feeds and does, for ops whose parameters are no arrays against the site. */
+  readonly own?: OwnEdit
   /** Sites that a function edit reads. */
   readonly reads: readonly SiteInfo[]
   /** Name under which it is fed: `edit.0`. */
@@ -85,7 +97,8 @@ export function prepareEdits(edits: readonly Edit[], resolver: SiteResolver, spe
 
 function prepareOne(edit: Edit, info: SiteInfo, where: Where, resolver: SiteResolver, spec: DecoderSpec, index: number): PreparedEdit {
   const label = `${edit.op} at ${info.site}`
-  const params = edit.op === 'function' ? new Map<string, PreparedParam>() : prepareParams(edit, info, label, spec)
+  const own = edit.op === 'function' ? undefined : ownEdit(edit, info, label, spec)
+  const params = edit.op === 'function' || own ? new Map<string, PreparedParam>() : prepareParams(edit, info, label, spec)
   const when = where.when ? prepareWhen(where.when, resolver, label, spec) : undefined
   const positional = [...params.values()].some((p) => p.positional && p.seed === undefined)
   const masked = needsMask(where) || positional || when !== undefined
@@ -94,8 +107,17 @@ function prepareOne(edit: Edit, info: SiteInfo, where: Where, resolver: SiteReso
   const reads = edit.op === 'function' ? edit.reads.map((r) => resolver.one(r)) : []
   const shape = [...params].map(([name, p]) => `${name}:${p.array.shape.map((n, i) => (n === 1 ? 1 : p.axes[i])).join('x')}`).join(',')
   const id = edit.op === 'function' ? `#${functionId(edit.apply)}(${edit.reads.join()})` : ''
-  const structure = `${edit.op}${id}@${info.site}(${shape})${masked ? ' masked' : ''}${when ? ` when ${when.info.site} ${when.above ? '>' : '<'}` : ''}`
-  return { edit, label, info, params, masked, ...(when ? { when } : {}), reads, key: `edit.${index}`, structure }
+  const structure = `${edit.op}${id}${own?.structure ?? ''}@${info.site}(${shape})${masked ? ' masked' : ''}${when ? ` when ${when.info.site} ${when.above ? '>' : '<'}` : ''}`
+  return { edit, label, info, params, masked, ...(when ? { when } : {}), ...(own ? { own } : {}), reads, key: `edit.${index}`, structure }
+}
+
+function ownEdit(edit: DataEdit, info: SiteInfo, label: string, spec: DecoderSpec): OwnEdit | undefined {
+  const { prepare } = opRow(edit.op)
+  if (!prepare) return undefined
+  const sizes = info.row.axes.slice(2).map((a) => axisSize(a, spec))
+  if (info.row.axes[0] !== 'batch' || info.row.axes[1] !== 'pos' || sizes.some((n) => n === undefined))
+    throw new EditError(`The edit ${label} needs a site of one value for each position, but its axes are [${info.row.axes.join(', ')}].`)
+  return prepare(edit.params ?? {}, { label, site: info.site, sizes: sizes as number[] })
 }
 
 function prepareWhen(when: When, resolver: SiteResolver, label: string, spec: DecoderSpec) {
@@ -117,7 +139,7 @@ function prepareParams(edit: DataEdit, info: SiteInfo, label: string, spec: Deco
   const row = opRow(edit.op)
   const out = new Map<string, PreparedParam>()
   for (const [name, p] of Object.entries(row.params) as [string, ParamRow][]) {
-    const value = edit.params?.[name] ?? p.otherwise
+    const value = (edit.params?.[name] as ArrayParam | undefined) ?? p.otherwise
     if (value === undefined) continue
     if (p.kind === 'seed') {
       if (!Number.isInteger(value)) throw new EditError(`The parameter '${name}' of the edit ${label} must be an integer.`)
@@ -214,6 +236,7 @@ export function feedsOf(
     else if (p.positional) feeds[input] = positionalArray(p, e, step, caller, total, spec, mask as Uint8Array)
     else feeds[input] = p.array
   }
+  for (const [name, { array }] of Object.entries(e.own?.inputs ?? {})) feeds[`${e.key}.${name}`] = array
   if (mask) feeds[`${e.key}.mask`] = { dtype: 'bool', shape: [batch, step.width], data: mask }
   if (e.when) {
     feeds[`${e.key}.when`] = e.when.vector

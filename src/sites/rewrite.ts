@@ -19,7 +19,8 @@ import {
   unsqueeze,
   where,
 } from '../tensor/index.ts'
-import { opRow } from './edits.ts'
+import type { EditOpRow } from './edit-ops.ts'
+import { type DataEdit, opRow } from './edits.ts'
 import { neverFires, type PreparedEdit } from './prepare.ts'
 import type { AxisName } from './vocabulary.ts'
 
@@ -159,7 +160,7 @@ function ruleOf(e: PreparedEdit, target: Tensor, siteOf: (site: string) => Tenso
                 return read[i + (when ? 1 : 0)] as Tensor
               },
             })
-          : opRow(edit.op).apply(value, paramInputs(e, value))
+          : applyData(edit, e, value)
       if (!e.masked) return edited
       let mask = input(`${key}.mask`, 'bool', ['batch', 'pos'])
       if (when) {
@@ -171,6 +172,20 @@ function ruleOf(e: PreparedEdit, target: Tensor, siteOf: (site: string) => Tenso
       return where(alongSite(mask, info.row.axes), edited, value)
     },
   }
+}
+
+function applyData(edit: DataEdit, e: PreparedEdit, value: Tensor): Tensor {
+  if (!e.own) return (opRow(edit.op).apply as NonNullable<EditOpRow['apply']>)(value, paramInputs(e, value))
+  const inputs = Object.entries(e.own.inputs).map(([name, { array, shape }]) => [
+    name,
+    // Two edits of one kind may change different numbers of latents, so their symbols are their own.
+    input(
+      `${e.key}.${name}`,
+      array.dtype,
+      shape.map((d) => (typeof d === 'string' ? `${e.key}.${d}` : d)),
+    ),
+  ])
+  return e.own.apply(value, Object.fromEntries(inputs) as Record<string, Tensor>)
 }
 
 function paramInputs(e: PreparedEdit, value: Tensor): Record<string, Tensor> {

@@ -1,14 +1,17 @@
-/** @file The directory of a zip archive whose members are stored uncompressed, so that they can be read in place. */
+/** @file The directory of a zip archive, whose members are read in place where they are stored uncompressed. */
 import { FormatError } from '../../base/errors.ts'
 import { type ByteSource, checkRange } from './bytes.ts'
 
-/** A member of an archive: its bytes lie at `offset` of the archive, uncompressed. */
+/** A member of an archive: its bytes lie at `offset` of the archive. */
 export interface ZipMember {
   readonly name: string
   /** Where its own header begins. */
   readonly start: number
   readonly offset: number
+  /** Bytes that it takes there. */
   readonly size: number
+  /** Bytes that it has once inflated; undefined where it is stored as it is. */
+  readonly inflated?: number
 }
 
 const END = 0x06054b50
@@ -20,6 +23,8 @@ const END_BYTES = 22
 const LOCATOR_BYTES = 20
 const ENTRY_BYTES = 46
 const LOCAL_BYTES = 30
+/** The compression of zip that others use, besides none. */
+const DEFLATED = 8
 /** Value of a field that has moved to the 64-bit extension. */
 const MOVED_32 = 0xffffffff
 const MOVED_16 = 0xffff
@@ -45,8 +50,11 @@ interface Directory {
   readonly offset: number
 }
 
-/** The members of an archive by name; refuses compressed, encrypted, repeated and overlapping ones. */
-export async function readZip(source: ByteSource): Promise<ReadonlyMap<string, ZipMember>> {
+/** The members of an archive by name; refuses encrypted, repeated and overlapping ones, and compressed ones unless `deflated` are asked for. */
+export async function readZip(
+  source: ByteSource,
+  { deflated = false }: { deflated?: boolean } = {},
+): Promise<ReadonlyMap<string, ZipMember>> {
   const { count, size, offset } = await findDirectory(source)
   checkRange(source, offset, size)
   if (size > LARGEST_DIRECTORY || count * ENTRY_BYTES > size)
@@ -61,7 +69,7 @@ export async function readZip(source: ByteSource): Promise<ReadonlyMap<string, Z
     const end = at + ENTRY_BYTES + lengths.name + lengths.extra + lengths.comment
     if (end > size) throw malformed(source, 'has a broken directory')
     const entry = bytes.subarray(at, end)
-    const member = await readMember(source, entry, lengths)
+    const member = await readMember(source, entry, lengths, deflated)
     if (members.has(member.name)) throw malformed(source, `has the member ${member.name} twice`)
     members.set(member.name, member)
     at = end
@@ -93,12 +101,18 @@ async function findDirectory64(source: ByteSource, offset: bigint): Promise<Dire
   return { count: field(32), size: field(40), offset: field(48) }
 }
 
-async function readMember(source: ByteSource, entry: Uint8Array, lengths: { name: number; extra: number }): Promise<ZipMember> {
+async function readMember(
+  source: ByteSource,
+  entry: Uint8Array,
+  lengths: { name: number; extra: number },
+  deflated: boolean,
+): Promise<ZipMember> {
   const view = viewOf(entry)
   const nameBytes = entry.subarray(ENTRY_BYTES, ENTRY_BYTES + lengths.name)
   const name = new TextDecoder().decode(nameBytes)
   const method = view.getUint16(10, true)
-  if (method !== 0) {
+  const packed = deflated && method === DEFLATED
+  if (method !== 0 && !packed) {
     throw new FormatError(
       `${name} in ${source.name} is compressed, so it cannot be read in place; save it again with torch.save, or as safetensors.`,
     )
@@ -108,15 +122,15 @@ async function readMember(source: ByteSource, entry: Uint8Array, lengths: { name
   const size = wide.next(view.getUint32(24, true))
   const storedSize = wide.next(view.getUint32(20, true))
   const header = wide.next(view.getUint32(42, true))
-  if (size !== storedSize) throw malformed(source, `gives two sizes for ${name}`)
+  if (size !== storedSize && !packed) throw malformed(source, `gives two sizes for ${name}`)
   // The data begins after the local header, whose extra field may differ from the directory's: torch aligns data with it.
   const local = await source.read(header, LOCAL_BYTES)
   const localView = viewOf(local)
   if (localView.getUint32(0, true) !== LOCAL || localView.getUint16(26, true) !== lengths.name)
     throw malformed(source, `has no member where ${name} should be`)
   const offset = header + LOCAL_BYTES + lengths.name + localView.getUint16(28, true)
-  checkRange(source, offset, size)
-  return { name, start: header, offset, size }
+  checkRange(source, offset, storedSize)
+  return { name, start: header, offset, size: storedSize, ...(packed ? { inflated: size } : {}) }
 }
 
 /** The 64-bit extension of a directory entry: holds, in order, the fields whose 32 bits are all set. */

@@ -35,6 +35,8 @@ export interface HubOptions extends WorkOptions {
   readonly refresh?: boolean | undefined
   /** Folder of the model cache. */
   readonly cache?: string | undefined
+  /** Which files are wanted, where it is not those of a model; refuses by throwing. */
+  readonly choose?: ((files: readonly HubFile[]) => readonly HubFile[]) | undefined
   /** Patience with the server. */
   readonly patience?: Patience | undefined
 }
@@ -165,7 +167,7 @@ class Hub {
 async function fetchInto(staging: Staging, hub: Hub, model: HubModel, commit: string, options: HubOptions): Promise<LocatedModel> {
   await beginAt(staging.folder, commit)
   const all = await hub.filesOf(model, commit)
-  const choice = chooseFiles(model.repo, all, model.file)
+  const choice = options.choose ? { files: options.choose(all) } : chooseFiles(model.repo, all, model.file)
   const done: CachedFile[] = []
   const counter = new Counter(options.onProgress, choice.files)
   const get = async (file: HubFile): Promise<void> => {
