@@ -90,7 +90,7 @@ class Lowering implements Emitter {
    * and lets its bytes go, while of the table only the pages that are looked up become resident.
    */
   private inputName(node: Node, x: Tensor, i: number): string {
-    return node.op.name === 'gather' && i === 0 && x.node.op.name === 'weight'
+    return ['gather', 'gather_blocks'].includes(node.op.name) && i === 0 && x.node.op.name === 'weight'
       ? this.weight(x.node.attrs.ref as WeightRef, ' rows')
       : this.nameOf(x)
   }

@@ -1,12 +1,14 @@
-/** @file Products with weights packed to 4 or 8 bits in blocks, each with a scale and perhaps a zero point. */
+/** @file Products with weights packed to 4 or 8 bits in blocks, each with a scale, perhaps a zero point and an offset. */
 import { ShapeError, UsageError } from '../../base/errors.ts'
 import { need, one } from '../shape.ts'
 import { apply1, defineOp, shown, type Tensor } from '../tensor.ts'
 import { bitAnd, shiftRight } from './bits.ts'
-import { cast, mul, sub } from './elementwise.ts'
-import { concat, slice, unsqueeze } from './layout.ts'
+import { add, cast, mul, sub } from './elementwise.ts'
+import { gather } from './indexing.ts'
+import { concat, reshape, slice, unsqueeze } from './layout.ts'
 import { type WeightRef, weight } from './leaf.ts'
 import { matmul } from './linear.ts'
+import { sum } from './reduce.ts'
 
 /** How a packed weight [n, k] lies in bytes: rows of blocks of `block` values along k, the lower half of a byte first. */
 export interface BlockLayout {
@@ -19,13 +21,22 @@ export interface BlockLayout {
 const layoutOf = (attrs: Readonly<Record<string, unknown>>) => attrs as unknown as BlockLayout
 const blocksOf = ({ k, block }: BlockLayout) => Math.ceil(k / block)
 
+/** How a product with packed weights is computed. */
+export interface BlockProduct {
+  /** Added to all values of a block [n, blocks]. */
+  readonly offsets?: Tensor | undefined
+  /** What ONNX Runtime may compute in: 4 rounds x to 8 bits in blocks, 0 (the default) and 1 keep it as it is. */
+  readonly accuracy?: number
+}
+
 /** Refuses parts that do not make up a packed weight of the layout. */
-function checkPacked(op: string, packed: Tensor, scales: Tensor, zeros: Tensor | undefined, layout: BlockLayout): void {
+function checkPacked(op: string, [packed, scales, zeros, offsets]: readonly (Tensor | undefined)[], layout: BlockLayout): void {
   const { n, k, block, bits } = layout
   if ((bits !== 4 && bits !== 8) || block < 16 || (block & (block - 1)) !== 0)
     throw new ShapeError(`'${op}' needs 4 or 8 bits and blocks of a power of two from 16 on, not ${bits} bits in blocks of ${block}.`)
   const count = blocksOf(layout)
   const expected = [n, count, (block * bits) / 8]
+  if (!packed || !scales) throw new ShapeError(`'${op}' needs packed values and scales.`)
   if (packed.dtype !== 'uint8' || packed.shape.join() !== expected.join())
     throw new ShapeError(`'${op}' of a weight [${n}, ${k}] needs uint8 ${shown(expected)}, not ${packed.dtype} ${shown(packed.shape)}.`)
   if (scales.shape.join() !== [n, count].join())
@@ -34,6 +45,10 @@ function checkPacked(op: string, packed: Tensor, scales: Tensor, zeros: Tensor |
   if (zeros && (zeros.dtype !== 'uint8' || zeros.shape.join() !== [n, rowBytes].join()))
     throw new ShapeError(
       `'${op}' of a weight [${n}, ${k}] needs zero points uint8 [${n}, ${rowBytes}], not ${zeros.dtype} ${shown(zeros.shape)}.`,
+    )
+  if (offsets && (offsets.dtype !== scales.dtype || offsets.shape.join() !== scales.shape.join() || k % block !== 0))
+    throw new ShapeError(
+      `'${op}' of a weight [${n}, ${k}] in blocks of ${block} needs whole blocks and offsets like its scales, not ${shown(offsets.shape)}.`,
     )
 }
 
@@ -44,18 +59,18 @@ const frozen = (op: string) => (): never => {
 
 defineOp({
   name: 'matmul_blocks',
-  doc: 'x [..., k] times the transpose of a packed weight [n, k] of 4 or 8 bits (inputs: x, packed, scales, zero points).',
+  doc: 'x [..., k] times the transpose of a packed weight [n, k] of 4 or 8 bits (inputs: x, packed, scales, zero points, offsets).',
   infer: (inputs, a) => {
-    const [x, packed, scales] = [0, 1, 2].map((i) => need('matmul_blocks', inputs, i)) as [Tensor, Tensor, Tensor]
+    const [x, , scales] = [0, 1, 2].map((i) => need('matmul_blocks', inputs, i)) as [Tensor, Tensor, Tensor]
     const layout = layoutOf(a)
-    checkPacked('matmul_blocks', packed, scales, inputs[3], layout)
+    checkPacked('matmul_blocks', inputs.slice(1), layout)
     if (x.rank < 2 || x.shape.at(-1) !== layout.k || x.dtype !== scales.dtype)
       throw new ShapeError(
         `'matmul_blocks' with a weight [${layout.n}, ${layout.k}] of ${scales.dtype} scales cannot use x ${x.dtype} ${shown(x.shape)}.`,
       )
     return one(x.dtype, x.shape.with(-1, layout.n))
   },
-  fuses: ({ inputs: [x] }) => x?.dtype === 'float32' || x?.dtype === 'float16',
+  fuses: ({ inputs: [x, , , , offsets] }) => !offsets && (x?.dtype === 'float32' || x?.dtype === 'float16'),
   lower: (e, [x, packed, scales, zeros], { attrs }) => {
     const { n, k, block, bits } = layoutOf(attrs)
     return e.emit(
@@ -65,28 +80,41 @@ defineOp({
       { domain: 'com.microsoft' },
     )
   },
-  expand: ([x, ...parts], a) => ({ outputs: [matmul(x as Tensor, apply1('dequantize_blocks', parts, a), { transB: true })] }),
-  gradient: ({ inputs: [, ...parts], attrs, needs }, [g]) => {
+  expand: (inputs, a) => {
+    const [x, packed, scales, zeros, offsets] = inputs as Tensor[] as [Tensor, Tensor, Tensor, Tensor?, Tensor?]
+    if (!offsets) return { outputs: [matmul(x, apply1('dequantize_blocks', [packed, scales, zeros], a), { transB: true })] }
+    // Offsets meet the sums of x over blocks: a product that is smaller than the whole by the length of a block.
+    const apart = reshape(x, [...x.shape.slice(0, -1), blocksOf(layoutOf(a)), layoutOf(a).block])
+    const product = apply1('matmul_blocks', [x, packed, scales, zeros], a)
+    return { outputs: [add(product, matmul(sum(apart, [-1]), offsets, { transB: true }))] }
+  },
+  gradient: ({ inputs: [, packed, scales, zeros, offsets], attrs, needs }, [g]) => {
     if (needs.slice(1).some(Boolean)) frozen('matmul_blocks')()
-    return [matmul(g as Tensor, apply1('dequantize_blocks', parts, attrs))]
+    const through = matmul(g as Tensor, apply1('dequantize_blocks', [packed, scales, zeros], attrs))
+    return [offsets ? perBlock(through, matmul(g as Tensor, offsets), layoutOf(attrs)) : through]
   },
 })
 
+/** Values [..., k] plus one number for each block [..., blocks]. */
+function perBlock(values: Tensor, numbers: Tensor, { block }: BlockLayout): Tensor {
+  const apart = reshape(values, [...numbers.shape, block])
+  return reshape(add(apart, unsqueeze(numbers, numbers.rank)), values.shape)
+}
+
 defineOp({
   name: 'dequantize_blocks',
-  doc: 'A packed weight of 4 or 8 bits as floats [n, k] (inputs: packed, scales, zero points).',
+  doc: 'A packed weight of 4 or 8 bits as floats [n, k] (inputs: packed, scales, zero points, offsets).',
   infer: (inputs, a) => {
-    const [packed, scales] = [need('dequantize_blocks', inputs, 0), need('dequantize_blocks', inputs, 1)]
-    checkPacked('dequantize_blocks', packed, scales, inputs[2], layoutOf(a))
+    const [, scales] = [need('dequantize_blocks', inputs, 0), need('dequantize_blocks', inputs, 1)]
+    checkPacked('dequantize_blocks', inputs, layoutOf(a))
     return one(scales.dtype, [layoutOf(a).n, layoutOf(a).k])
   },
-  expand: ([packed, scales, zeros], a) => {
+  expand: ([packed, scales, zeros, offsets], a) => {
     const layout = layoutOf(a)
     const [bytes, factors] = [packed as Tensor, scales as Tensor]
     const grouped = asIntegers(bytes, factors, zeros, layout)
-    return {
-      outputs: [grouped ? apply1('dequantize_grouped', grouped, { block: layout.block }) : takenApart(bytes, factors, zeros, layout)],
-    }
+    const scaled = grouped ? apply1('dequantize_grouped', grouped, { block: layout.block }) : takenApart(bytes, factors, zeros, layout)
+    return { outputs: [offsets ? perBlock(scaled, offsets, layout) : scaled] }
   },
   gradient: frozen('dequantize_blocks'),
 })
@@ -145,9 +173,67 @@ defineOp({
   gradient: frozen('dequantize_grouped'),
 })
 
+defineOp({
+  name: 'gather_blocks',
+  doc: 'Rows of a packed weight of 4 or 8 bits as floats [..., k] (inputs: packed [n, k·bits/8], scales, zero points, indices).',
+  infer: (inputs, a) => {
+    const [packed, scales, , ids] = [0, 1, 1, 3].map((i) => need('gather_blocks', inputs, i)) as [Tensor, Tensor, Tensor, Tensor]
+    const { n, k, block, bits } = layoutOf(a)
+    if (k % block !== 0 || packed.dtype !== 'uint8' || packed.shape.join() !== [n, (k * bits) / 8].join())
+      throw new ShapeError(`'gather_blocks' of a table [${n}, ${k}] needs whole blocks in uint8 rows, not ${shown(packed.shape)}.`)
+    return one(scales.dtype, [...ids.shape, k])
+  },
+  lower: (e, [packed, scales, zeros, ids], { attrs }) =>
+    e.emit(
+      'GatherBlockQuantized',
+      [packed as string, ids as string, scales as string, zeros ?? ''],
+      { bits: layoutOf(attrs).bits, block_size: layoutOf(attrs).block, gather_axis: 0, quantize_axis: 1 },
+      { domain: 'com.microsoft' },
+    ),
+  gradient: frozen('gather_blocks'),
+})
+
 /** x [..., k] times the transpose of a packed weight [n, k]; `zeros` are packed like the values, one for each block. */
-export const matmulBlocks = (x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor | undefined, layout: BlockLayout) =>
-  apply1('matmul_blocks', [x, packed, scales, zeros], { ...layout })
+export const matmulBlocks = (
+  x: Tensor,
+  packed: Tensor,
+  scales: Tensor,
+  zeros: Tensor | undefined,
+  layout: BlockLayout,
+  options: BlockProduct = {},
+) => apply1('matmul_blocks', [x, packed, scales, zeros, options.offsets], attrsOf(layout, options))
+
 /** A packed weight as floats [n, k]. */
-export const dequantizeBlocks = (packed: Tensor, scales: Tensor, zeros: Tensor | undefined, layout: BlockLayout) =>
-  apply1('dequantize_blocks', [packed, scales, zeros], { ...layout })
+export const dequantizeBlocks = (
+  packed: Tensor,
+  scales: Tensor,
+  zeros: Tensor | undefined,
+  layout: BlockLayout,
+  options: BlockProduct = {},
+) => apply1('dequantize_blocks', [packed, scales, zeros, options.offsets], attrsOf(layout, options))
+
+const attrsOf = (layout: BlockLayout, { accuracy }: BlockProduct) => ({ ...layout, ...(accuracy === undefined ? {} : { accuracy }) })
+
+/** A packed weight that was written as floats, if the tensor is one. */
+const packedOf = (t: Tensor) => (t.node.op.name === 'dequantize_blocks' ? t.node : undefined)
+
+/** x·w, or x·wᵀ with `transB`; a packed weight that enters written as floats is used as it is stored. */
+export function matmulWeight(x: Tensor, w: Tensor, transB: boolean): Tensor {
+  const turned = !transB && w.node.op.name === 'transpose' ? (w.node.inputs[0] as Tensor) : undefined
+  const node = packedOf(transB ? w : (turned ?? w))
+  const fits = node && (transB || turned)
+  return fits ? apply1('matmul_blocks', [x, ...node.inputs], node.attrs) : matmul(x, w, { transB })
+}
+
+/** Rows of a table by their indices; of a packed table only these rows become floats. */
+export function lookup(table: Tensor, ids: Tensor): Tensor {
+  const node = packedOf(table)
+  if (!node) return gather(table, ids)
+  const layout = layoutOf(node.attrs)
+  const [packed, scales, zeros, offsets] = node.inputs as [Tensor, Tensor, Tensor?, Tensor?]
+  const rows = [layout.n, (layout.k * layout.bits) / 8]
+  // The same bytes under another shape, so that the table stays a weight of the program.
+  const bytes = packed.node.op.name === 'weight' ? weight({ ...(packed.node.attrs.ref as WeightRef), shape: rows }) : reshape(packed, rows)
+  const values = apply1('gather_blocks', [bytes, scales, zeros, ids], { ...layout })
+  return offsets ? perBlock(values, gather(offsets, ids), layout) : values
+}

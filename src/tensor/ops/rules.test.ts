@@ -109,6 +109,8 @@ describe('gradients that are refused', () => {
   it('at what packed weights are made of', () => {
     expect(() => gradients(op.matmulBlocks(x, packed, scales, undefined, layout).sum(), [scales])).toThrow(sentence)
     expect(() => gradients(op.dequantizeBlocks(packed, scales, undefined, layout).sum(), [scales])).toThrow(sentence)
+    const ids = op.input('ids', 'int64', [4])
+    expect(() => gradients(op.lookup(op.dequantizeBlocks(packed, scales, undefined, layout), ids).sum(), [scales])).toThrow(sentence)
     expect(gradients(op.matmulBlocks(x, packed, scales, undefined, layout).sum(), [x])[0]?.shape).toEqual([2, 32])
   })
 

@@ -218,8 +218,25 @@ describe('quantised values', () => {
         withZeros ? op.constant('uint8', [n, rowBytes], zeros) : undefined,
       ] as const
       const x = wave([2, k])
+      const ids = op.constant('int64', [2], [2, 0])
+      const offsets = op.constant(
+        'float32',
+        [n, blocks],
+        Float32Array.from({ length: n * blocks }, (_, i) => 0.3 * (i % 4) - 0.5),
+      )
+      const whole = k % block === 0
+      const outputs: Record<string, Tensor> = whole
+        ? {
+            rows: op.lookup(op.dequantizeBlocks(...weights, layout, { offsets }), ids),
+            table: op.gather(op.dequantizeBlocks(...constants, layout, { offsets }), ids),
+            moved: op.matmulBlocks(x, ...weights, layout, { offsets }),
+            movedOpen: op.matmul(x, op.dequantizeBlocks(...constants, layout, { offsets }), { transB: true }),
+            rounded: op.matmulBlocks(x, ...weights, layout, { offsets, accuracy: 4 }),
+          }
+        : {}
       const out = await evaluate(
         {
+          ...outputs,
           weight: op.dequantizeBlocks(...weights, layout),
           constant: op.dequantizeBlocks(...constants, layout),
           fused: op.matmulBlocks(x, ...weights, layout),
@@ -231,6 +248,13 @@ describe('quantised values', () => {
       expect(numbers(out.weight)).toEqual(expected.map((v) => expect.closeTo(v, 5)))
       expect(numbers(out.constant)).toEqual(expected.map((v) => expect.closeTo(v, 5)))
       expect(numbers(out.fused)).toEqual(numbers(out.open).map((v) => expect.closeTo(v, 4)))
+      if (!whole) return
+      const get = (name: string) => numbers((out as Record<string, NDArray>)[name] as NDArray)
+      expect(get('rows')).toEqual(get('table').map((v) => expect.closeTo(v, 5)))
+      expect(get('moved')).toEqual(get('movedOpen').map((v) => expect.closeTo(v, 4)))
+      // x is rounded to 8 bits in blocks: an error of up to half a step for each value, of up to 1/127 of the largest.
+      const scale = Math.max(...get('moved').map(Math.abs))
+      for (const [i, v] of get('rounded').entries()) expect(Math.abs(v - (get('moved')[i] as number)) / scale).toBeLessThan(0.02)
     },
   )
 })

@@ -5,22 +5,23 @@ import { type Case, stream } from '../check.ts'
 
 const next = stream(11)
 const bytes = (n: number) => Array.from({ length: n }, () => Math.floor(256 * next()))
-const packed = (bits: 4 | 8, zeros: boolean, k: number): Case => {
+const packed = (bits: 4 | 8, zeros: boolean, k: number, offsets = false): Case => {
   const blocks = Math.ceil(k / 16)
   const layout = { n: 3, k, block: 16, bits }
   const rowBytes = Math.ceil((blocks * bits) / 8)
   return {
-    name: `product with ${bits}-bit blocks${zeros ? ' and zero points' : ''}, rows of ${k}`,
+    name: `product with ${bits}-bit blocks${zeros ? ' and zero points' : ''}${offsets ? ' and offsets' : ''}, rows of ${k}`,
     inputs: {
       x: { shape: ['n', k], draw: 'unit' },
       w: { shape: [3, blocks, 2 * bits], dtype: 'uint8', draw: bytes(3 * blocks * 2 * bits) },
       s: { shape: [3, blocks], draw: Array.from({ length: 3 * blocks }, () => 0.1 * next() * 2 ** (4 - bits)) },
+      ...(offsets ? { o: { shape: [3, blocks], draw: 'unit' as const } } : {}),
       ...(zeros ? { z: { shape: [3, rowBytes], dtype: 'uint8' as const, draw: bytes(3 * rowBytes) } } : {}),
     },
-    fixed: ['s'],
+    fixed: offsets ? ['s', 'o'] : ['s'],
     sizes: { n: 2 },
     dtype: 'float32',
-    build: ({ x, w, s, z }) => op.matmulBlocks(x as Tensor, w as Tensor, s as Tensor, z, layout),
+    build: ({ x, w, s, z, o }) => op.matmulBlocks(x as Tensor, w as Tensor, s as Tensor, z, layout, { offsets: o }),
   }
 }
 
@@ -30,6 +31,8 @@ export const quantizedCases: readonly Case[] = [
   packed(4, true, 40),
   packed(8, false, 32),
   packed(8, true, 32),
+  packed(4, false, 32, true),
+  packed(8, false, 48, true),
   {
     name: 'dequantize, at the scale',
     inputs: {
