@@ -31,8 +31,12 @@ export {
   openCorpus,
 } from './corpus.ts'
 export { type HeadPattern, type HeadScoreOptions, type HeadScores, headPatterns, headScores } from './heads.ts'
-export { type LensMaps, type LensOptions, type LensResult, lens } from './lens.ts'
-export { fitJacobianLens, type JacobianLensOptions, loadLens, saveLens } from './lens-jacobian.ts'
+export { type LensMaps, type LensOptions, type LensResult, lens, lensDivergence } from './lens.ts'
+export { loadLens, loadTunedLens, saveLens, saveTunedLens } from './lens-file.ts'
+export { fitJacobianLens, type JacobianLensOptions } from './lens-jacobian.ts'
+export { type PathLensOptions, type PathLensResult, pathLens } from './lens-path.ts'
+export { type TunedLens, type TunedLensOptions, trainTunedLens, tunedLensSteps } from './lens-tuned.ts'
+export { readVectors, type VectorRead, type VectorReading } from './lens-vectors.ts'
 export {
   attributeLogits,
   decomposeStream,
@@ -58,6 +62,7 @@ export { matchParameters } from './patch-graph.ts'
 export { type Metric, type MetricFunction, type MetricKind, metricKinds, type TokenOf } from './patch-metric.ts'
 export { type PathOptions, type PathReceiver, type PathResult, patchPaths } from './patch-path.ts'
 export { type PatchedRun, type PatchedRunOptions, patchedRun } from './patch-run.ts'
+export { type PatchscopeOptions, type PatchscopeResult, patchscope } from './patchscope.ts'
 export {
   activationStatistics,
   Moments,

@@ -1,8 +1,7 @@
 /** @file The Jacobian lens: how, on average over a corpus, a change at a site moves the last residual stream. Computed exactly, row by row of the Jacobian. */
-import { FormatError, throwIfCancelled, UsageError } from '../base/errors.ts'
+import { throwIfCancelled, UsageError } from '../base/errors.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { NDArray } from '../base/types.ts'
-import { openSafetensors, writeSafetensors } from '../models/formats/index.ts'
 import type { Model, ModelInput } from '../run/index.ts'
 import { differentiate, input, sum, type Tensor } from '../tensor/index.ts'
 import { endOf, type LensMaps, lensSites } from './lens.ts'
@@ -68,26 +67,4 @@ export async function fitJacobianLens(model: Model, texts: ModelInput, options: 
     ([site, total]) => [site, { dtype: 'float32', shape: [dModel, dModel], data: total.map((v) => v / pairs) }] as const,
   )
   return { kind: 'jacobian', maps: Object.fromEntries(maps) }
-}
-
-const format = 'actlens-lens-1'
-
-/** Writes a fitted lens: safetensors, a map [d_model, d_model] under each canonical site. */
-export async function saveLens(path: string, lens: LensMaps, record: Readonly<Record<string, unknown>> = {}): Promise<void> {
-  await writeSafetensors(path, lens.maps, { actlens: JSON.stringify({ format, kind: lens.kind, ...record }) })
-}
-
-/** Reads a fitted lens. */
-export async function loadLens(path: string): Promise<LensMaps> {
-  const store = await openSafetensors(path)
-  try {
-    const { format: found, kind } = JSON.parse(String(store.metadata.get('actlens') ?? '{}')) as { format?: string; kind?: string }
-    if (found !== format || kind !== 'jacobian')
-      throw new FormatError(`${path} is no fitted lens of ours; make one with 'lens --kind jacobian --save'.`)
-    const maps: Record<string, NDArray<Float32Array>> = {}
-    for (const t of store.tensors.values()) maps[t.name] = { dtype: 'float32', shape: t.shape, data: await store.readFloat32(t.name) }
-    return { kind, maps }
-  } finally {
-    await store.close()
-  }
 }

@@ -3,14 +3,23 @@ import { ShapeError, UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import type { Model, ModelInput } from '../run/index.ts'
 import type { SiteInfo } from '../sites/address.ts'
-import { exp, gather, input, logSoftmax, matmul, mul, neg, Rewriter, sub, sum, type Tensor, topK } from '../tensor/index.ts'
+import { add, exp, gather, input, logSoftmax, matmul, mul, neg, Rewriter, sub, sum, type Tensor, topK } from '../tensor/index.ts'
 import { type EditedModel, editedModel, int64, rowFeeds, stackableRows } from './patch-graph.ts'
 
-/** Linear maps from sites to the last residual stream, by canonical site, [d_model, d_model]: what a fitted lens is. */
+/** Maps from sites to the last residual stream, by canonical site: what a fitted lens is. */
 export interface LensMaps {
-  readonly kind: 'jacobian'
+  readonly kind: keyof typeof lensKinds
+  /** M, [d_model, d_model]. */
   readonly maps: Readonly<Record<string, NDArray<Float32Array>>>
+  /** b, [d_model]; zero where a site has none. */
+  readonly biases?: Readonly<Record<string, NDArray<Float32Array>>>
 }
+
+/** The kinds of fitted lenses: a state x is read as x·Mᵀ + b, or, `residual`, as x + x·Mᵀ + b. */
+export const lensKinds = {
+  jacobian: { residual: false },
+  tuned: { residual: true },
+} as const satisfies Readonly<Record<string, { readonly residual: boolean }>>
 
 /** Options of {@link lens}. */
 export interface LensOptions {
@@ -48,6 +57,7 @@ export interface LensResult {
 
 const out = (name: string, site: string) => `${name}:${site}`
 const mapName = (site: string) => `lens.map:${site}`
+const biasName = (site: string) => `lens.bias:${site}`
 
 /** Reads every site of a text through the final norm (with statistics of its own) and the unembedding, in one program. */
 export async function lens(model: Model, text: ModelInput, options: LensOptions = {}): Promise<LensResult> {
@@ -65,12 +75,13 @@ export async function lens(model: Model, text: ModelInput, options: LensOptions 
   const wanted = { top, tokens: asked.length > 0, logits: options.logits ?? false }
   const mapped = maps ? sites.filter((s) => maps.maps[s.site] !== undefined) : []
   if (maps) checkMaps(maps, sites, model)
-  const key = JSON.stringify(['lens', edited.structure, sites.map((s) => s.site), mapped.map((s) => s.site), wanted])
-  const program = await edited.core.compiled(key, () => lensOutputs(edited, sites, new Set(mapped.map((s) => s.site)), wanted))
+  const kind = maps?.kind
+  const key = JSON.stringify(['lens', edited.structure, sites.map((s) => s.site), kind, mapped.map((s) => s.site), wanted])
+  const program = await edited.core.compiled(key, () => lensOutputs(edited, sites, kind, new Set(mapped.map((s) => s.site)), wanted))
   const values = await program.run({
     ...rowFeeds(edited, [tokens]),
     ...(wanted.tokens ? { 'lens.tokens': int64(asked) } : {}),
-    ...Object.fromEntries(mapped.map((s) => [mapName(s.site), maps?.maps[s.site] as NDArray])),
+    ...(maps ? mapFeeds(maps, mapped, model.spec.dModel) : {}),
   })
   const stacked = <T extends Float32Array | BigInt64Array>(name: string) =>
     stack<T>(sites.map((s) => values[out(name, s.site)] as NDArray<T>))
@@ -112,6 +123,22 @@ function checkMaps({ maps, kind }: LensMaps, sites: readonly SiteInfo[], model: 
   }
 }
 
+function mapFeeds({ maps, biases }: LensMaps, sites: readonly SiteInfo[], dModel: number): Record<string, NDArray> {
+  const none: NDArray = { dtype: 'float32', shape: [dModel], data: new Float32Array(dModel) }
+  return Object.fromEntries(
+    sites.flatMap(({ site }) => [
+      [mapName(site), maps[site] as NDArray],
+      [biasName(site), biases?.[site] ?? none],
+    ]),
+  )
+}
+
+/** What a fitted lens makes of a traced state [… , d_model]. */
+export function translated(kind: LensMaps['kind'], value: Tensor, map: Tensor, bias: Tensor): Tensor {
+  const moved = add(matmul(value, map, { transB: true }), bias)
+  return lensKinds[kind].residual ? add(value, moved) : moved
+}
+
 /** A part of the graph again, with another tensor in one place. */
 export function throughHead(end: Tensor, value: Tensor, target: Tensor): Tensor {
   return new Rewriter({ tensors: new Map([[end, [{ label: 'of a lens', apply: () => value }]]]) }).map(target)
@@ -120,6 +147,7 @@ export function throughHead(end: Tensor, value: Tensor, target: Tensor): Tensor 
 function lensOutputs(
   edited: EditedModel,
   sites: readonly SiteInfo[],
+  kind: LensMaps['kind'] | undefined,
   mapped: ReadonlySet<string>,
   wanted: { readonly top: number; readonly tokens: boolean; readonly logits: boolean },
 ): Record<string, Tensor> {
@@ -130,8 +158,12 @@ function lensOutputs(
   const outputs: Record<string, Tensor> = {}
   for (const { site } of sites) {
     const value = graph.taps.get(site) as Tensor
-    const map = mapped.has(site) ? input(mapName(site), 'float32', [edited.core.spec.dModel, edited.core.spec.dModel]) : undefined
-    const logits = throughHead(end, map ? matmul(value, map, { transB: true }) : value, graph.logits)
+    const { dModel } = edited.core.spec
+    const read =
+      kind && mapped.has(site)
+        ? translated(kind, value, input(mapName(site), 'float32', [dModel, dModel]), input(biasName(site), 'float32', [dModel]))
+        : value
+    const logits = throughHead(end, read, graph.logits)
     const logProbs = logSoftmax(logits)
     const best = topK(logProbs, wanted.top)
     outputs[out('ids', site)] = best.indices
@@ -142,6 +174,26 @@ function lensOutputs(
     if (wanted.logits) outputs[out('logits', site)] = logits
   }
   return outputs
+}
+
+/** Mean KL(model ‖ lens) over all positions of some texts, in nats, by canonical site: how far a lens is from the model. */
+export async function lensDivergence(
+  model: Model,
+  texts: ModelInput,
+  options: Pick<LensOptions, 'sites' | 'maps'> = {},
+): Promise<Record<string, number>> {
+  const sums = new Map<string, number>()
+  let places = 0
+  for (const ids of stackableRows(model, texts, 'The text')) {
+    const { kl, sites } = await lens(model, { ids }, { ...options, top: 1 })
+    for (const [l, site] of sites.entries())
+      sums.set(
+        site,
+        kl.data.subarray(l * ids.length, (l + 1) * ids.length).reduce((a, v) => a + v, sums.get(site) ?? 0),
+      )
+    places += ids.length
+  }
+  return Object.fromEntries([...sums].map(([site, sum]) => [site, sum / places]))
 }
 
 /** Arrays [1, …] of several sites as one [layer, …]. */

@@ -143,23 +143,27 @@ function unembedding(core: ModelCore): { direction: Tensor; bias: Tensor } {
   return { direction: mul(squeeze(wide, 0), logitScale), bias: mul(bias, logitScale) }
 }
 
-function weightOf(core: ModelCore, name: string): Tensor {
+/** A parameter that the model reads. */
+export function weightOf(core: ModelCore, name: string): Tensor {
   const found = core.parameter(name)
   if (!found) throw new ModelError(`The model reads no parameter '${name}', so its part in the logits is not known.`)
   return found
 }
 
-function matrixOf(core: ModelCore, l: Linear): Tensor {
+/** The stored matrix of a linear layer. */
+export function matrixOf(core: ModelCore, l: Linear): Tensor {
   const stored = weightOf(core, l.weight)
   return l.item ? squeeze(slice(stored, 0, l.item.at, l.item.at + 1), 0) : stored
 }
 
-function gainOf(core: ModelCore, norm: Norm): Tensor {
+/** The gain of a norm, [d_model]. */
+export function gainOf(core: ModelCore, norm: Norm): Tensor {
   const stored = weightOf(core, norm.weight as string)
   return norm.plusOne ? add(stored, 1) : stored
 }
 
-interface Parts {
+/** Parts of the stream, traced. */
+export interface Parts {
   /** [batch, pos, d_model]; heads [batch, head, pos, d_model]. */
   readonly parts: ReadonlyMap<string, Tensor>
   /** Divisor of the final norm, [batch, pos, 1]; undefined without one. */
@@ -168,7 +172,8 @@ interface Parts {
   readonly read: Tensor
 }
 
-function partsOf(edited: EditedModel, kind: StreamParts): Parts {
+/** The parts of the stream of a graph. */
+export function partsOf(edited: EditedModel, kind: StreamParts): Parts {
   const { spec } = edited.core
   const layers = Array.from({ length: spec.layers }, (_, l) => l)
   if (kind !== 'accumulated' && layers.some((l) => spec.block(l).attnSumNorm || spec.block(l).mlpSumNorm))
@@ -225,7 +230,8 @@ function headWrite(core: ModelCore, layer: number, z: Tensor, tap: (site: string
   return b.multiplier ? mul(write, b.multiplier) : write
 }
 
-function normalised(part: Tensor, how: StreamNorm, norm: Norm | undefined, scale: Tensor | undefined): Tensor {
+/** A part divided by the final norm's divisor, or by its own. */
+export function normalised(part: Tensor, how: StreamNorm, norm: Norm | undefined, scale: Tensor | undefined): Tensor {
   if (how === 'none' || !norm || !scale) return part
   const centred = norm.kind === 'layer' ? sub(part, mean(part, [-1], true)) : part
   if (how === 'frozen') return div(centred, part.rank === 4 ? unsqueeze(scale, 1) : scale)

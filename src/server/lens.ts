@@ -1,69 +1,62 @@
-/** @file The logit lens: what the final norm and the unembedding make of vectors of the residual stream, inside one compiled program. */
+/** @file The logit lens as requests ask for it: in passes of bounded size, each waiting for its turn. */
 import { throwIfCancelled, UsageError } from '../base/errors.ts'
+import { readVectors, type VectorReading } from '../explore/index.ts'
 import type { Model } from '../run/model.ts'
-import { edit, replace } from '../sites/index.ts'
-import { softmax } from '../tensor/index.ts'
 import type { TopToken } from './protocol.ts'
 import type { Queue } from './queue.ts'
 
-/** Most probabilities that one pass may return: 32 MiB of them. */
+/** Most logits of one pass: 32 MiB of them. */
 const valuesAtOnce = 8_388_608
 
-/**
- * Reads vectors out through the plain model's own final norm and unembedding. One small program serves all layers and all
- * edits, where `lens` of explore compiles the whole model for each list of edits.
- */
+/** Reads vectors out through the plain model's own final norm and unembedding. */
 export class Lens {
   private readonly model: Model
-  /** The last residual stream becomes what was written into `embeddings`, so that all blocks drop out of the program. */
-  private readonly bypass
-  private readonly softmax
 
   constructor(model: Model) {
-    this.model = model.plain
-    this.bypass = edit(`resid_post.${model.spec.layers - 1}`, (_, context) => context.read('embeddings'), { reads: ['embeddings'] })
-    this.softmax = edit('logits', (logits) => softmax(logits))
+    this.model = model
   }
 
   /** Vectors that one pass holds. */
   get atOnce(): number {
-    return Math.max(2, Math.min(this.model.contextLength, Math.floor(valuesAtOnce / this.model.spec.vocab)))
+    return Math.max(1, Math.min(this.model.contextLength, Math.floor(valuesAtOnce / this.model.spec.vocab)))
   }
 
   /** The most likely tokens for each of the vectors, [count, d_model] flat. */
   async read(vectors: Float32Array, top: number, queue: Queue, signal?: AbortSignal): Promise<TopToken[][]> {
     const out: TopToken[][] = []
-    await this.each(vectors, queue, signal, (p) => {
-      out.push(largest(p, top).map((id) => ({ id, piece: pieceOf(this.model, id), p: p[id] as number })))
-    })
+    for await (const { topIds, topProbs } of this.passes(vectors, () => ({ top }), queue, signal))
+      for (let at = 0; at < topIds.data.length; at += top)
+        out.push(
+          Array.from({ length: top }, (_, i) => {
+            const id = Number(topIds.data[at + i])
+            return { id, piece: pieceOf(this.model, id), p: topProbs.data[at + i] as number }
+          }),
+        )
     return out
   }
 
   /** The probability of one token for each of the vectors. */
   async probabilitiesOf(ids: readonly number[], vectors: Float32Array, queue: Queue, signal?: AbortSignal): Promise<number[]> {
     const out: number[] = []
-    await this.each(vectors, queue, signal, (p) => out.push(p[ids[out.length] as number] as number))
+    for await (const { probabilities } of this.passes(vectors, (from, to) => ({ top: 0, of: ids.slice(from, to) }), queue, signal))
+      out.push(...(probabilities?.data ?? []))
     return out
   }
 
-  /** Hands the probabilities that each vector gives on, [d_vocab]; they must not be kept. */
-  private async each(vectors: Float32Array, queue: Queue, signal: AbortSignal | undefined, visit: (p: Float32Array) => void) {
-    const { dModel, vocab } = this.model.spec
+  private async *passes(
+    vectors: Float32Array,
+    wanted: (from: number, to: number) => VectorReading,
+    queue: Queue,
+    signal: AbortSignal | undefined,
+  ) {
+    const { dModel } = this.model.spec
     if (vectors.length % dModel !== 0) throw new UsageError(`The lens reads vectors that are ${dModel} wide, as the residual stream is.`)
     const count = vectors.length / dModel
-    const { atOnce } = this
-    for (let from = 0; from < count; from += atOnce) {
+    for (let from = 0; from < count; from += this.atOnce) {
       throwIfCancelled(signal)
-      const n = Math.min(atOnce, count - from)
-      // An axis of length 1 would make another program of it, so a single vector gets a companion.
-      const length = Math.max(2, n)
-      const data = new Float32Array(length * dModel)
-      data.set(vectors.subarray(from * dModel, (from + n) * dModel))
-      const value = { dtype: 'float32', shape: [1, length, dModel], data } as const
-      const through = this.model.with(replace('embeddings', value), this.bypass, this.softmax)
-      // The ids do not matter: their embeddings are replaced.
-      const { logits } = await queue.run(() => through.run({ ids: new Array<number>(length).fill(0) }), signal)
-      for (let i = 0; i < n; i++) visit(logits.data.subarray(i * vocab, (i + 1) * vocab))
+      const to = Math.min(count, from + this.atOnce)
+      const part = vectors.subarray(from * dModel, to * dModel)
+      yield await queue.run(() => readVectors(this.model, part, wanted(from, to)), signal)
     }
   }
 }

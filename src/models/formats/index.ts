@@ -5,6 +5,7 @@ export { openGguf } from './gguf.ts'
 export { type Llama2cConfig, type Llama2cOptions, Llama2cStore, openLlama2c } from './llama2c.ts'
 export { openNpz } from './npz.ts'
 export { openPickle } from './pickle.ts'
+export { encodePickle } from './pickle-write.ts'
 export { decodeSafetensors, openSafetensors } from './safetensors.ts'
 export {
   createSafetensorsWriter,
