@@ -6,6 +6,9 @@ import { writeSafetensors } from '../models/formats/index.ts'
 import { temporaryFolder } from '../models/formats/testing.ts'
 import { type CorpusFile, type CorpusInput, type CorpusPart, openCorpus } from './corpus.ts'
 
+/** Files that pyarrow has written. */
+const fixture = (name: string) => new URL(`fixtures/${name}`, import.meta.url).pathname
+
 async function file(name: string, content: string | Uint8Array): Promise<string> {
   const path = join(temporaryFolder(), name)
   await writeFile(path, content)
@@ -97,12 +100,60 @@ it('refuses what is no text, or replaces it and counts, as it is told', async ()
   await expect(openCorpus(['fine', 'a\0'])).rejects.toThrow(/Text 1 holds the character NUL/)
 })
 
+it('reads a column of CSV and TSV, with line breaks in quotes', async () => {
+  const table = 'label,text\r\n1,"one, ""two""\r\nthree"\n\n0,\n1,plain\n0,"ids:5,6"\n'
+  const path = await file('a.csv', table)
+  const { facts, parts } = await read({ path })
+  expect(facts).toMatchObject({ source: 'csv', documents: 3, skipped: 1 })
+  expect(parts.map((p) => [p.document, p.content])).toEqual([
+    [0, 'one, "two"\nthree'],
+    [2, 'plain'],
+    [3, [5, 6]],
+  ])
+  expect((await read({ path }, 2)).contents).toEqual(['plain', [5, 6]])
+  const tabs = await read({ path: await file('a.tsv.gz', gzipSync('n\tstory\n1\ta "b" c\n2\td\n')), field: 'story' })
+  expect(tabs.contents).toEqual(['a "b" c', 'd'])
+  const bad = Buffer.concat([Buffer.from('text\nfine\nb'), Buffer.from([0xff]), Buffer.from('\n')])
+  await refused('bad.csv', bad, /bad\.csv, line 3 holds bytes that are no UTF-8/)
+  const replaced = await read({ path: await file('bad.csv', bad), invalid: 'replace' })
+  expect([replaced.facts.replaced, replaced.contents]).toEqual([1, ['fine', 'b\uFFFD']])
+})
+
+it('reads columns of Parquet files that pyarrow has written: texts, lists of ids, in several row groups', async () => {
+  for (const name of ['texts.parquet', 'texts.gzip.parquet']) {
+    const { facts, parts } = await read({ path: fixture(name) })
+    expect(facts).toMatchObject({ source: 'parquet', documents: 4, skipped: 2 })
+    expect(parts.map((p) => [p.document, p.content])).toEqual([
+      [0, 'one'],
+      [3, 'zwei é'],
+      [4, [5, 6]],
+      [5, 'last 😀'],
+    ])
+    expect((await read({ path: fixture(name) }, 4)).contents).toEqual([[5, 6], 'last 😀'])
+    expect((await read({ path: fixture(name), field: 'story' })).contents).toEqual(['a', 'b', 'c', 'd', 'e', 'f'])
+    expect((await read({ path: fixture(name), field: 'input_ids' })).contents).toEqual([[1, 2], [3], [4, 5, 6], [7]])
+    await expect(openCorpus({ path: fixture(name), field: 'n' })).rejects.toThrow(/row 1 has no text/)
+    await expect(openCorpus({ path: fixture(name), field: 'lost' })).rejects.toThrow(
+      /no column 'lost'.*Its columns are text, story, input_ids, n/,
+    )
+  }
+  await expect(openCorpus({ path: fixture('bytes.parquet') })).rejects.toThrow(/row 2 holds bytes that are no UTF-8/)
+  const { facts, contents } = await read({ path: fixture('bytes.parquet'), invalid: 'replace' })
+  expect([facts.replaced, contents]).toEqual([2, ['fine', 'b\uFFFD\uFFFDd', 'nul\uFFFDhere']])
+})
+
 it('refuses the rest with sentences before any work', async () => {
   await refused('a.jsonl', '{"text":"x"}\n{"txt":"y"}\n', /line 2 has no text.*'text' or 'input_ids'.*Its fields are txt/)
   await refused('a.jsonl', '{"text":"x"}\nnot json\n', /line 2 is not JSON/)
   await refused('a.jsonl', '{"text":"x"}\n', /in 'story'/, { field: 'story' })
   await refused('blank.txt', '\n \n', /holds no texts/)
-  await refused('a.parquet', 'PAR1', /Parquet is not read here; write it as JSONL/)
+  await refused('a.parquet', 'PAR1', /cannot be read as Parquet/)
+  await refused('a.parquet.gz', gzipSync('PAR1'), /cannot be read from a compressed file/)
+  await refused('a.csv', 'story,label\nonce,1\n', /no column 'text' or 'input_ids'\. Its columns are story, label/)
+  await refused('a.csv', 'story,label\nonce,1\n', /no column 'storys'; did you mean 'story'/, { field: 'storys' })
+  await refused('a.csv', 'text,label\nonce,1\ntwice\n', /in line 3 has 1 fields, but the header names 2/)
+  await refused('a.csv', 'text\n"once\n\n', /line 2: a quote is opened and never closed/)
+  await refused('a.txt', 'once\n', /there is no field 'x'/, { format: 'text', field: 'x' })
   await refused('a.json', '[]', /one JSON value a line/)
   await refused('a.txt.gz', 'no gzip', /cannot be unpacked/)
   await expect(openCorpus({ path: temporaryFolder() })).rejects.toThrow(/is a folder; give a file/)

@@ -1,26 +1,27 @@
-/** @file Corpora: lists of texts, files of texts, JSONL and token ids, read as a stream of documents (Node). */
+/** @file Corpora: lists of texts, files of texts, JSONL, tables (CSV, Parquet) and token ids, read as a stream of documents (Node). */
 import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
 import { extname } from 'node:path'
-import { pipeline } from 'node:stream'
-import { createGunzip } from 'node:zlib'
-import { FormatError, messageOf, throwIfCancelled, UsageError } from '../base/errors.ts'
-import { readFailure, sizeOrKind, systemCode } from '../base/files.ts'
+import { FormatError, throwIfCancelled, UsageError } from '../base/errors.ts'
+import { sizeOrKind } from '../base/files.ts'
 import type { WorkOptions } from '../base/progress.ts'
+import { csvDocuments, type DocumentReader, jsonlDocuments, textDocuments } from './corpus-documents.ts'
+import { lines } from './corpus-lines.ts'
+import { parquetDocuments } from './corpus-parquet.ts'
+import { type InvalidPolicy, lenient, sound } from './corpus-text.ts'
 import { tokenFileParts } from './corpus-tokens.ts'
 
-/** What becomes of bytes that are no UTF-8, of NUL, and of halves of surrogate pairs: the corpus is refused, or U+FFFD stands for them and they are counted. */
-export type InvalidPolicy = 'refuse' | 'replace'
-
 /** Kinds of files that hold a corpus. */
-export type CorpusFormat = 'text' | 'jsonl' | 'tokens'
+export type CorpusFormat = 'text' | 'jsonl' | 'csv' | 'tsv' | 'parquet' | 'tokens'
 
 /** A file of documents. */
 export interface CorpusFile {
   readonly path: string
-  /** Field of JSONL objects that holds the text, or token ids (default `text`, else `input_ids`). */
+  /** Field of JSONL objects, or column of a table, that holds the text or token ids (default `text`, else `input_ids`). */
   readonly field?: string
-  /** By default told by the extension (`.jsonl`, `.ndjson`: JSONL; `.safetensors`: token ids) or the first line; `.gz` may follow. */
+  /**
+   * By default told by the extension (`.jsonl`, `.ndjson`: JSONL; `.csv`, `.tsv`; `.parquet`; `.safetensors`: token ids) or the first
+   * line; behind texts, JSONL and CSV `.gz` may follow.
+   */
   readonly format?: CorpusFormat
   /** Default `refuse`. */
   readonly invalid?: InvalidPolicy
@@ -31,7 +32,7 @@ export type CorpusInput = readonly (string | readonly number[])[] | CorpusFile
 
 /** A document, or its next part where it is too long to be held at once. */
 export interface CorpusPart {
-  /** Place of the document: index of its line in the file, or of its item in the list, from 0; empty ones keep theirs. */
+  /** Place of the document: index of its line in the file, its row in the table, or its item in the list, from 0; empty ones keep theirs. */
   readonly document: number
   /** Whether the document begins here. */
   readonly first: boolean
@@ -63,8 +64,6 @@ export interface Corpus {
   parts(from?: number): AsyncIterable<CorpusPart>
 }
 
-/** Longest line that is read; a longer one would not fit into a JavaScript string with its copies. */
-const longestLine = 2 ** 28
 /** Characters that are tokenised at once: a document of a few hundred pages. */
 const pieceLength = 2 ** 17
 
@@ -126,10 +125,22 @@ function listReader(items: readonly (string | readonly number[])[]): Reader {
   }
 }
 
-const refusedFormats: Readonly<Record<string, string>> = {
-  '.parquet': "Parquet is not read here; write it as JSONL first, for example with DuckDB: COPY (FROM 'x.parquet') TO 'x.jsonl'",
-  '.json': 'A JSON document is not read as a corpus; write one JSON value a line (.jsonl)',
-  '.csv': 'A table is not read as a corpus; write one JSON value a line (.jsonl)',
+/** How each kind of file is read; token ids come in parts of their own. */
+const readers: Readonly<Record<Exclude<CorpusFormat, 'tokens'>, { readonly zipped: boolean; readonly documents: DocumentReader }>> = {
+  text: { zipped: true, documents: textDocuments },
+  jsonl: { zipped: true, documents: jsonlDocuments },
+  csv: { zipped: true, documents: csvDocuments(',') },
+  tsv: { zipped: true, documents: csvDocuments('\t') },
+  parquet: { zipped: false, documents: parquetDocuments },
+}
+
+const extensions: Readonly<Record<string, CorpusFormat>> = {
+  '.jsonl': 'jsonl',
+  '.ndjson': 'jsonl',
+  '.csv': 'csv',
+  '.tsv': 'tsv',
+  '.parquet': 'parquet',
+  '.safetensors': 'tokens',
 }
 
 async function fileReader({ path, field, format, invalid = 'refuse' }: CorpusFile): Promise<Reader> {
@@ -137,12 +148,16 @@ async function fileReader({ path, field, format, invalid = 'refuse' }: CorpusFil
   const extension = extname(zipped ? path.slice(0, -3) : path).toLowerCase()
   const size = await sizeOrKind(path)
   if (size === 'folder')
-    throw new UsageError(`${path} is a folder; give a file of texts: a text a line, JSONL, or token ids in safetensors.`)
+    throw new UsageError(`${path} is a folder; give a file of texts: a text a line, JSONL, CSV, Parquet, or token ids in safetensors.`)
   if (size === undefined) throw new FormatError(`${path} does not exist or may not be read; check the path.`)
-  if (format === undefined && refusedFormats[extension] !== undefined) throw new UsageError(`${path}: ${refusedFormats[extension]}.`)
-  const known = format ?? (extension === '.safetensors' ? 'tokens' : undefined)
+  const known = format ?? extensions[extension]
+  if (known === undefined && extension === '.json')
+    throw new UsageError(`${path}: A JSON document is not read as a corpus; write one JSON value a line (.jsonl).`)
+  if (zipped && known !== undefined && (known === 'tokens' || !readers[known].zipped))
+    throw new UsageError(
+      `${path}: ${known === 'tokens' ? 'token ids' : 'a table of columns'} cannot be read from a compressed file; unpack it first.`,
+    )
   if (known === 'tokens') {
-    if (zipped) throw new UsageError(`${path}: token ids cannot be read from a compressed file; unpack it first.`)
     if (field !== undefined) throw new UsageError(`${path} holds token ids, so there is no field '${field}'; leave it out.`)
     return {
       name: path,
@@ -151,23 +166,18 @@ async function fileReader({ path, field, format, invalid = 'refuse' }: CorpusFil
       parts: ({ from, seen }) => tokenFileParts(path, from, seen),
     }
   }
-  const jsonl = known === 'jsonl' || field !== undefined || ['.jsonl', '.ndjson'].includes(extension)
-  const source = jsonl || (known === undefined && (await looksLikeJsonl(path, zipped))) ? 'jsonl' : 'text'
+  const source = known ?? (field !== undefined || (await looksLikeJsonl(path, zipped)) ? 'jsonl' : 'text')
+  if (source === 'text' && field !== undefined)
+    throw new UsageError(`${path} holds a text a line, so there is no field '${field}'; leave it out.`)
   return {
     name: path,
     ...(zipped ? {} : { bytes: size }),
     facts: { source, path, ...(field === undefined ? {} : { field }), invalid },
     async *parts({ from, seen, count }) {
-      let index = -1
-      for await (const bytes of lines(path, zipped, seen)) {
-        index++
-        if (index < from) continue
-        const care: Care = { invalid, place: `${path}, line ${index + 1}` }
-        const text = sound(decode(bytes, care, index === 0), care)
-        const content = text.trim() === '' ? '' : lineReaders[source](text, field, care)
-        if (care.replaced) bump(count, 'replaced')
+      for await (const { document, content, replaced } of readers[source].documents({ path, zipped, field, invalid, from, seen })) {
+        if (replaced) bump(count, 'replaced')
         if (isEmpty(content)) bump(count, 'skipped')
-        else yield* cut(index, content)
+        else yield* cut(document, content)
       }
     },
   }
@@ -177,71 +187,6 @@ const isEmpty = (content: string | readonly number[]) => (typeof content === 'st
 
 function bump(count: Reading['count'], name: 'skipped' | 'replaced'): void {
   if (count) count[name]++
-}
-
-const idsPattern = /^ids:\s*\d+(\s*,\s*\d+)*\s*$/
-
-/** Token ids where a text is a list of them. */
-const textOrIds = (text: string) => (idsPattern.test(text) ? text.slice(4).split(',').map(Number) : text)
-
-/** What is done about characters that should not be there, where they would be, and whether there were any. */
-interface Care {
-  readonly invalid: InvalidPolicy
-  readonly place: string
-  replaced?: boolean
-}
-
-type LineReader = (text: string, field: string | undefined, care: Care) => string | readonly number[]
-
-const lineReaders: Readonly<Record<'text' | 'jsonl', LineReader>> = {
-  text: textOrIds,
-  jsonl(text, field, care) {
-    const { place } = care
-    let value: unknown
-    try {
-      value = JSON.parse(text)
-    } catch (error) {
-      throw new FormatError(`${place} is not JSON (${messageOf(error)}): each line must be one JSON value.`, { cause: error })
-    }
-    const names = field === undefined ? ['text', 'input_ids'] : [field]
-    const isObject = typeof value === 'object' && value !== null && !Array.isArray(value)
-    const found = isObject ? names.map((n) => (value as Record<string, unknown>)[n]).find((v) => v !== undefined) : value
-    if (typeof found === 'string') return textOrIds(sound(found, care))
-    if (Array.isArray(found) && found.every((id) => Number.isInteger(id) && id >= 0)) return found as number[]
-    const fields = isObject ? ` Its fields are ${Object.keys(value as object).join(', ')}.` : ''
-    throw new UsageError(
-      `${place} has no text: it must be a JSON string, or an object with a text or a list of token ids in ${names.map((n) => `'${n}'`).join(' or ')}.${fields}`,
-    )
-  },
-}
-
-const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
-const lenient = new TextDecoder('utf-8', { ignoreBOM: true })
-
-function decode(bytes: Uint8Array, care: Care, first: boolean): string {
-  let text: string
-  try {
-    text = strict.decode(bytes)
-  } catch (cause) {
-    if (care.invalid === 'refuse')
-      throw new FormatError(`${care.place} holds bytes that are no UTF-8; save the file as UTF-8, or let such bytes be replaced.`, {
-        cause,
-      })
-    care.replaced = true
-    text = lenient.decode(bytes)
-  }
-  return first && text.startsWith('\uFEFF') ? text.slice(1) : text
-}
-
-/** A text without NUL and halves of surrogate pairs, which tokenizers do not agree about. */
-function sound(text: string, care: Care): string {
-  if (!/\0|\p{Surrogate}/u.test(text)) return text
-  if (care.invalid === 'refuse')
-    throw new FormatError(
-      `${care.place} holds ${text.includes('\0') ? 'the character NUL' : 'half of a surrogate pair'}; clean the text, or let such characters be replaced.`,
-    )
-  care.replaced = true
-  return text.replace(/\0|\p{Surrogate}/gu, '\uFFFD')
 }
 
 /** Parts of a document that are tokenised one after the other; a text is cut behind white space where there is some near. */
@@ -271,47 +216,4 @@ async function looksLikeJsonl(path: string, zipped: boolean): Promise<boolean> {
     }
   }
   return false
-}
-
-/** The lines of a file as bytes, without their ends. */
-async function* lines(path: string, zipped: boolean, seen?: (bytes: Uint8Array) => void): AsyncGenerator<Uint8Array> {
-  const file = pieces(path, seen)
-  const unpacked = zipped ? pipeline(file, createGunzip(), () => undefined) : file
-  let held: Buffer[] = []
-  let size = 0
-  let number = 1
-  try {
-    for await (const piece of unpacked as AsyncIterable<Buffer>) {
-      let start = 0
-      for (let end = piece.indexOf(10); end >= 0; end = piece.indexOf(10, start)) {
-        yield lineOf(held, piece.subarray(start, end))
-        held = []
-        size = 0
-        number++
-        start = end + 1
-      }
-      const rest = piece.subarray(start)
-      size += rest.length
-      if (size > longestLine)
-        throw new FormatError(`${path}, line ${number} is longer than ${longestLine / 2 ** 20} MiB; break it into several lines.`)
-      if (rest.length > 0) held.push(rest)
-    }
-    if (held.length > 0) yield lineOf(held, Buffer.alloc(0))
-  } catch (error) {
-    if (zipped && systemCode(error)?.startsWith('Z_'))
-      throw new FormatError(`${path} cannot be unpacked (${messageOf(error)}); fetch it again.`, { cause: error })
-    throw systemCode(error) === undefined ? error : readFailure(error, path)
-  }
-}
-
-async function* pieces(path: string, seen: ((bytes: Uint8Array) => void) | undefined): AsyncGenerator<Buffer> {
-  for await (const piece of createReadStream(path, { highWaterMark: 1 << 18 }) as AsyncIterable<Buffer>) {
-    seen?.(piece)
-    yield piece
-  }
-}
-
-function lineOf(held: readonly Buffer[], last: Buffer): Uint8Array {
-  const line = held.length === 0 ? last : Buffer.concat([...held, last])
-  return line.at(-1) === 13 ? line.subarray(0, -1) : line
 }

@@ -25,11 +25,12 @@ export {
   type Corpus,
   type CorpusFacts,
   type CorpusFile,
+  type CorpusFormat,
   type CorpusInput,
   type CorpusPart,
-  type InvalidPolicy,
   openCorpus,
 } from './corpus.ts'
+export type { InvalidPolicy } from './corpus-text.ts'
 export { type HeadPattern, type HeadScoreOptions, type HeadScores, headPatterns, headScores } from './heads.ts'
 export { type LensMaps, type LensOptions, type LensResult, lens, lensDivergence } from './lens.ts'
 export { loadLens, loadTunedLens, saveLens, saveTunedLens } from './lens-file.ts'

@@ -153,7 +153,7 @@ describe('capture', () => {
     ['--data @lost.txt --sites resid_post.0 --out @new', 1, /does not exist/],
     ['--data @bad.txt --sites resid_post.0 --out @new', 1, /bad\.txt, line 2 holds bytes that are no UTF-8/],
     ['--data @nul.txt --sites resid_post.0 --out @new', 1, /line 1 holds the character NUL/],
-    ['--data @x.parquet --sites resid_post.0 --out @new', 2, /Parquet is not read here/],
+    ['--data @x.parquet --sites resid_post.0 --out @new', 1, /cannot be read as Parquet/],
     ['--data @texts.jsonl --sites resid_post.0 --out @new', 2, /line 1 has no text.*Its fields are story/],
     ['--text w1 --sites resid_post.0 --out @texts.jsonl', 2, /is a file; give the name of a folder/],
   ])('refuses %s', async (line, code, says) => {

@@ -30,8 +30,8 @@ interface Options {
 
 const options: readonly OptionRow[] = [
   { flags: '--text <text>', doc: 'a text, one document', parse: parseText, repeat: true, conflicts: ['data'] },
-  { flags: '--data <file>', doc: 'documents: a text a line, JSONL, or safetensors with input_ids', conflicts: ['text'] },
-  { flags: '--field <name>', doc: 'field of JSONL that holds the text (default: text)' },
+  { flags: '--data <file>', doc: 'documents: a text a line, JSONL, CSV, Parquet, or safetensors with input_ids', conflicts: ['text'] },
+  { flags: '--field <name>', doc: 'field or column that holds the text (default: text)' },
   {
     flags: '--sites <sites>',
     doc: "what to keep: sites, aliases, patterns ('resid_post.*'), separated by commas",
