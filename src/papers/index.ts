@@ -11,8 +11,12 @@ export { commandOf, type PaperOptions, type PaperResult, runPaper } from './run.
 export { type Json, type SmallModel, Study, type StudyOptions } from './study.ts'
 export { type GateResult, gateResults, meanInterval, type Verdict, verdictOf } from './verdict.ts'
 
+const one = (module: { readonly paper: Paper }): Paper => module.paper
+
 /** Loaders of the papers by slug; each is loaded when it is asked for. */
-export const paperLoaders: Readonly<Record<string, () => Promise<Paper>>> = {}
+export const paperLoaders: Readonly<Record<string, () => Promise<Paper>>> = {
+  lineas: () => import('./lineas.ts').then(one),
+}
 
 /** A paper by its slug. */
 export async function paperOf(slug: string): Promise<Paper> {

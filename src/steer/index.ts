@@ -9,7 +9,11 @@ export { encodeGgufVector, type GgufProducer, type GgufReadOptions, type GgufWri
 export { type LatOptions, lat } from './lat.ts'
 export { type LdaOptions, lda } from './lda.ts'
 export { type LogisticOptions, logistic } from './logistic.ts'
+export { type AffineMap, AffineMaps, type MapsRecord, type Support } from './maps/affine-maps.ts'
+export { closedFormMaps, type MapFitOptions, siteFits } from './maps/closed-form.ts'
+export { type FitMapsOptions, type LineasOptions, lineas } from './maps/lineas.ts'
 export { meanDifference } from './mean-difference.ts'
+export { type Divergence, distinct, divergence, longestRun, type MeasureOptions, perplexity, repetition, tokenLosses } from './measures.ts'
 export {
   type ExtractVectorOptions,
   extractVector,
