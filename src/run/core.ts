@@ -10,6 +10,7 @@ import { type CallerLayout, type FireCounts, feedsOf, neverFires, type PreparedE
 import { rewriteModel } from '../sites/rewrite.ts'
 import type { StepLayout } from '../sites/where.ts'
 import { type Device, Program, SessionCache, type Tensor } from '../tensor/index.ts'
+import { type StreamRoom, streamRoom } from './stream.ts'
 
 /** How programs of a model are compiled: one session, one session for each block, or what suits its size and use. */
 export type CompileMode = 'auto' | 'fused' | 'segmented'
@@ -20,8 +21,10 @@ export interface CoreOptions {
   readonly threads?: number
   readonly contextLength: number
   readonly compile: CompileMode
-  /** Bytes of compiled weights that may stay in memory. */
-  readonly memory: number
+  /** Bytes of compiled weights that may stay in memory; of a streamed model, as many as three blocks take by default. */
+  readonly memory: number | undefined
+  /** The weights do not stay in memory: blocks are mapped when their turn comes, within `memory`. */
+  readonly stream: boolean
 }
 
 /** A model of this size compiles faster than one notices: it is compiled as a whole. */
@@ -69,6 +72,8 @@ export class ModelCore {
   readonly options: CoreOptions
   readonly resolver: SiteResolver
   readonly sessions: SessionCache
+  /** Room for the weights of a streamed model. */
+  private readonly room: StreamRoom | undefined
   private readonly parameters: ReturnType<typeof parametersOf>
   private readonly traced = new Map<string, TracedModel>()
   private readonly programs = new Map<string, Promise<Program>>()
@@ -79,8 +84,12 @@ export class ModelCore {
     this.tokenizer = tokenizer
     this.options = options
     this.resolver = new SiteResolver(spec)
-    this.sessions = new SessionCache(options.memory)
+    this.sessions = new SessionCache(options.memory ?? 0, options.stream ? 'just before' : 'longest ago')
     this.parameters = parametersOf(spec, weights, options.contextLength)
+    if (!options.stream) return
+    const traced = this.trace({ cache: false, explicitPositions: false, slots: false, lastOnly: false })
+    this.room = streamRoom(traced, options.memory)
+    this.sessions.limit = this.room.bytes
   }
 
   /** The traced graph of a kind of run. */
@@ -110,7 +119,7 @@ export class ModelCore {
     }
     const whole = request.logits !== 'none'
     // In segments, reading one more residual site would compile the session of its block: they are outputs at hand.
-    const ready = whole && this.segmented(request.cache) && request.start === undefined ? this.residualSites() : []
+    const ready = whole && this.segmented(request.cache) && !this.options.stream && request.start === undefined ? this.residualSites() : []
     const taps = [...new Set([...ready, ...request.taps])]
     const key = JSON.stringify([compiled.map((e) => [e.key, e.structure]), taps, request.logits, traceOptions, request.start])
     const built = await this.compiled(key, () => this.outputsOf(compiled, taps, request, traceOptions), request.cache)
@@ -142,13 +151,15 @@ export class ModelCore {
    * The places keep the runtime from fusing sums with norms, which shows in a small model, and that one compiles at once.
    */
   private get keepsSlots(): boolean {
-    const { compile } = this.options
+    const { compile, stream } = this.options
+    if (stream) return false
     return compile === 'fused' || (compile === 'auto' && this.weights.bytes > smallBytes)
   }
 
   /** One token costs little, so that the borders between sessions would show: generation is compiled as a whole. */
   private segmented(generating: boolean): boolean {
-    const { compile } = this.options
+    const { compile, stream } = this.options
+    if (stream) return true
     return compile === 'auto' ? !generating && this.weights.bytes > smallBytes : compile === 'segmented'
   }
 
@@ -181,13 +192,14 @@ export class ModelCore {
   }
 
   private compile(outputs: Record<string, Tensor>, generating: boolean): Promise<Program> {
-    const { compile, device, threads } = this.options
+    const { compile, device, threads, stream } = this.options
     return Program.of(outputs, {
       cache: this.sessions,
       device,
       ...(threads ? { threads } : {}),
       segmented: this.segmented(generating),
-      segmentBytes: compile === 'auto' ? segmentBytes : 0,
+      segmentBytes: compile === 'auto' && !stream ? segmentBytes : 0,
+      ...(this.room ? { stream: this.room, prepack: false } : {}),
     })
   }
 

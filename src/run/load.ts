@@ -10,6 +10,7 @@ import { type Convert, weightsOf } from '../models/weights.ts'
 import type { Device } from '../tensor/index.ts'
 import { type CompileMode, ModelCore } from './core.ts'
 import { Model } from './model.ts'
+import { streams } from './stream.ts'
 
 /** Options of {@link load}. */
 export interface LoadOptions extends WorkOptions {
@@ -23,6 +24,11 @@ export interface LoadOptions extends WorkOptions {
   readonly compile?: CompileMode
   /** Bytes of compiled weights that may stay in memory (default: room for two copies where the machine has it, else one). */
   readonly memory?: number
+  /**
+   * Streams the weights from disk block by block, so that a model larger than memory runs: forward, edited, differentiated, writing. On by default
+   * where the weights do not fit into `memory`, or into the machine. Without `memory`, three blocks are held.
+   */
+  readonly stream?: boolean
   /** Reads the config as another family's than it says; `declared` takes a family that is not listed by the facts in its config. */
   readonly family?: string
   /** Never use the network. */
@@ -57,13 +63,15 @@ export async function assemble(opened: OpenedModel, options: LoadOptions & { con
   const spec = specOf(opened.config, options.family)
   const weights = await weightsOf(opened.store, options)
   const contextLength = contextOf(spec, options.contextLength)
-  const memory = options.memory ?? roomFor(weights.bytes, await freeMemory())
+  const stream = await streams(weights.bytes, options)
+  const memory = options.memory ?? (stream ? undefined : roomFor(weights.bytes, await freeMemory()))
   const core = new ModelCore(spec, weights, opened.tokenizer, {
     device: options.device ?? 'cpu',
     ...(options.threads ? { threads: options.threads } : {}),
     contextLength,
     compile: options.compile ?? 'auto',
     memory,
+    stream,
   })
   // Tracing asks for every tensor by name and shape, so that a wrong checkpoint fails here and not in the numbers.
   core.trace({ cache: false, explicitPositions: false, slots: false, lastOnly: false })

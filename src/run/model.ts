@@ -117,6 +117,11 @@ export class Model {
     return this.core.sessions.statistics
   }
 
+  /** How the weights lie in memory: their bytes, how many of them may be there at once, and whether they come and go block by block. */
+  get memory(): { readonly weights: number; readonly bytes: number; readonly streamed: boolean } {
+    return { weights: this.core.weights.bytes, bytes: this.core.sessions.limit, streamed: this.core.options.stream }
+  }
+
   /** The tokenizer; refuses where the model has none. */
   get tokenizer(): Tokenizer {
     if (!this.core.tokenizer) throw new ModelError(`${this.origin.id} has no tokenizer; give token ids (on the command line 'ids:5,6,7').`)

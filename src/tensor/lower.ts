@@ -15,6 +15,7 @@ import {
 } from './onnx/gen/onnx_pb.ts'
 import { onnxType } from './ops/elementwise.ts'
 import { type WeightRef, weightBytes } from './ops/leaf.ts'
+import type { FileRange } from './runtime/runtime.ts'
 import { factorsOf, termsOf } from './shape.ts'
 import type { Dim, Emitter, Node, Shape, Tensor } from './tensor.ts'
 
@@ -37,6 +38,8 @@ export interface LoweredModel {
   readonly memory: ReadonlyMap<string, Uint8Array>
   /** Bytes of all weights that the model refers to. */
   readonly weightBytes: number
+  /** Where those lie that are in files. */
+  readonly files: readonly FileRange[]
 }
 
 /**
@@ -60,6 +63,7 @@ class Lowering implements Emitter {
   private readonly memory = new Map<string, Uint8Array>()
   private readonly sizeNames = new Map<string, string>()
   private weightBytes = 0
+  private readonly files: FileRange[] = []
   private counter = 0
   private bodies = 0
   /** Set apart the names inside the body of a loop, which must differ from all around it. */
@@ -151,6 +155,7 @@ class Lowering implements Emitter {
     const entry = (k: string, value: string | number) => ({ key: k, value: String(value) })
     let externalData: { key: string; value: string }[]
     if ('path' in place) {
+      if (use === '') this.files.push(place)
       externalData = [entry('location', withoutRoot(place.path)), entry('offset', place.offset), entry('length', place.bytes)]
     } else {
       externalData = [entry('location', place.key), entry('offset', 0), entry('length', place.data.byteLength)]
@@ -220,7 +225,8 @@ class Lowering implements Emitter {
   finish(fetched: readonly Tensor[]): LoweredModel {
     const { graph, outputs } = this.graph(fetched, true)
     const model = create(ModelProtoSchema, { irVersion: 10n, producerName: 'actlens', opsetImport: opsets, graph })
-    return { bytes: toBinary(ModelProtoSchema, model), inputs: this.inputs, outputs, memory: this.memory, weightBytes: this.weightBytes }
+    const { inputs, memory, weightBytes, files } = this
+    return { bytes: toBinary(ModelProtoSchema, model), inputs, outputs, memory, weightBytes, files }
   }
 
   /** The nodes emitted so far as a graph; `once` declares a tensor that is fetched twice once only. */

@@ -1,9 +1,11 @@
 /** @file Programs: traced outputs in, numbers out. A program runs as one session, or as segments cut at the graph's marks. */
-import { RuntimeFailure, ShapeError, throwIfCancelled, UsageError } from '../base/errors.ts'
+import { RuntimeFailure, ShapeError, UsageError } from '../base/errors.ts'
 import { type DType, type NDArray, sizeOf, type TypedArray } from '../base/types.ts'
+import { Execution, type RunReport, type Segment } from './execution.ts'
 import { Rewriter, tidy, topological } from './graph.ts'
-import { type LoweredModel, lower } from './lower.ts'
+import { lower } from './lower.ts'
 import { type WeightRef, weightBytes } from './ops/leaf.ts'
+import { splitWeights } from './pieces.ts'
 import { getRuntime } from './runtime/index.ts'
 import type { Runtime, RuntimeTensor } from './runtime/runtime.ts'
 import type { SessionCache, SessionOptions } from './session-cache.ts'
@@ -16,13 +18,22 @@ export interface ProgramOptions extends SessionOptions {
   readonly segmented?: boolean
   /** Neighbouring segments share a session until it holds this many bytes of weights; 0 (the default) keeps each apart. */
   readonly segmentBytes?: number
+  /** Segments come and go: while one runs the next is made ready, and no product holds more than `pieceBytes` of a weight at once. Needs `segmented`. */
+  readonly stream?: { readonly pieceBytes: number }
 }
 
-interface Segment {
-  readonly key: string
-  readonly model: LoweredModel
-  /** ONNX input → tensor of the tidy graph. */
-  readonly feeds: ReadonlyMap<string, Tensor>
+/** How a program is run. */
+export interface RunSettings<Name extends string = string> {
+  /** Arrays that outputs are written into, in place. */
+  readonly into?: Readonly<Partial<Record<Name, NDArray>>>
+  /** Outputs that are wanted; all by default. */
+  readonly fetch?: readonly Name[]
+  /** Stops between segments. */
+  readonly signal?: AbortSignal | undefined
+  /** Bytes of values between segments that may stay in memory; what goes beyond is kept on disk. No limit by default. */
+  readonly keep?: number | undefined
+  /** Told what was kept, at the end. */
+  readonly onReport?: ((report: RunReport) => void) | undefined
 }
 
 const segmentFloating = -1
@@ -54,11 +65,11 @@ export class Program<Name extends string = string> {
   static async of<Name extends string>(outputs: Readonly<Record<Name, Tensor>>, options: ProgramOptions): Promise<Program<Name>> {
     const names = Object.keys(outputs) as Name[]
     const segmented = options.segmented ?? false
-    const expander = new Rewriter({ expand: (node) => !node.op.lower || node.op.fuses?.(node) === false })
-    const tensors = tidy(
-      names.map((n) => expander.map(outputs[n])),
+    const tidied = lowerable(
+      names.map((n) => outputs[n]),
       segmented,
     )
+    const tensors = options.stream ? splitWeights(tidied, options.stream.pieceBytes) : tidied
     const nodes = topological(tensors)
     const inputs = new Map<string, Tensor>()
     for (const node of nodes)
@@ -70,7 +81,7 @@ export class Program<Name extends string = string> {
     const segments: Segment[] = []
     for (const part of partition(nodes, tensors, options.segmentBytes ?? 0)) {
       const model = lower(part.nodes, part.fetched)
-      const key = await hash(model.bytes, `${options.device}/${options.threads ?? 0}`)
+      const key = await hash(model.bytes, `${options.device}/${options.threads ?? 0}${options.prepack === false ? '/unpacked' : ''}`)
       segments.push({ key, model, feeds: model.inputs })
     }
     return new Program(new Map(names.map((n, i) => [n, tensors[i] as Tensor])), segments, inputs, options)
@@ -89,38 +100,29 @@ export class Program<Name extends string = string> {
   /**
    * Runs the program.
    * @param feeds values of the inputs; symbols must agree between them.
-   * @param options.into arrays that outputs are written into, in place.
-   * @param options.fetch outputs that are wanted; all by default.
-   * @param options.signal stops between segments.
    * @returns the outputs by name.
    */
-  async run(
-    feeds: Readonly<Record<string, NDArray>>,
-    options: { into?: Readonly<Partial<Record<Name, NDArray>>>; fetch?: readonly Name[]; signal?: AbortSignal | undefined } = {},
-  ): Promise<Record<Name, NDArray>> {
+  async run(feeds: Readonly<Record<string, NDArray>>, settings: RunSettings<Name> = {}): Promise<Record<Name, NDArray>> {
     const runtime = await getRuntime()
-    const asked = options.fetch ?? ([...this.outputs.keys()] as Name[])
-    const wanted = new Set(asked.map((name) => this.output(name)))
-    const steps = this.needed(wanted)
+    const asked = settings.fetch ?? ([...this.outputs.keys()] as Name[])
+    const results = new Map<Tensor, RuntimeTensor | null>(asked.map((name) => [this.output(name), null]))
+    for (const [name, array] of Object.entries(settings.into ?? {}) as [Name, NDArray][])
+      if (results.has(this.output(name))) results.set(this.output(name), held(array, runtime))
     const values = new Map<Tensor, RuntimeTensor>()
-    this.bind(feeds, runtime, values)
-    const targets = new Map<Tensor, RuntimeTensor>()
-    for (const [name, array] of Object.entries(options.into ?? {}) as [Name, NDArray][])
-      targets.set(this.output(name), held(array, runtime))
-    for (const segment of steps) {
-      throwIfCancelled(options.signal)
-      const sessionFeeds: Record<string, RuntimeTensor> = {}
-      for (const [name, t] of segment.feeds) sessionFeeds[name] = values.get(t) as RuntimeTensor
-      const fetches: Record<string, RuntimeTensor | null> = {}
-      for (const [t, name] of segment.model.outputs) if (wanted.has(t)) fetches[name] = targets.get(t) ?? fetches[name] ?? null
-      const results = await this.options.cache.with(segment.key, segment.model, this.options, (session) =>
-        session.run(sessionFeeds, fetches),
-      )
-      for (const [t, name] of segment.model.outputs) if (wanted.has(t)) values.set(t, results[name] as RuntimeTensor)
-    }
+    const sizes = this.bind(feeds, runtime, values)
+    const { cache, stream } = this.options
+    const execution = new Execution(this.needed(new Set(results.keys())), sizes, runtime, {
+      cache,
+      session: this.options,
+      ahead: stream !== undefined,
+      keep: settings.keep,
+      signal: settings.signal,
+    })
+    const made = await execution.run(values, results)
+    settings.onReport?.(execution.report)
     const out = {} as Record<Name, NDArray>
     for (const name of asked) {
-      const value = values.get(this.output(name))
+      const value = made.get(this.output(name))
       if (!value) throw new RuntimeFailure(`The program did not produce its output '${name}'.`)
       out[name] = { dtype: value.type as DType, shape: value.dims, data: value.data as TypedArray }
     }
@@ -144,7 +146,8 @@ export class Program<Name extends string = string> {
     return steps
   }
 
-  private bind(feeds: Readonly<Record<string, NDArray>>, runtime: Runtime, values: Map<Tensor, RuntimeTensor>): void {
+  /** The fed tensors; returns the lengths of the named axes. */
+  private bind(feeds: Readonly<Record<string, NDArray>>, runtime: Runtime, values: Map<Tensor, RuntimeTensor>): Map<string, number> {
     const symbols = new Map<string, { size: number; from: string }>()
     for (const [name, t] of this.inputs) {
       const value = feeds[name]
@@ -165,6 +168,7 @@ export class Program<Name extends string = string> {
       }
       values.set(t, held(value, runtime))
     }
+    return new Map([...symbols].map(([name, { size }]) => [name, size]))
   }
 }
 
@@ -212,6 +216,21 @@ function mergeSegments(segmentOf: Map<Node, number>, bytes: number): void {
     held += own
   }
   for (const [node, segment] of segmentOf) if (segment !== segmentFloating) segmentOf.set(node, groups.get(segment) as number)
+}
+
+/** The same outputs in ops that can be lowered, tidied. */
+function lowerable(outputs: readonly Tensor[], segmented: boolean): Tensor[] {
+  const expander = new Rewriter({ expand: (node) => !node.op.lower || node.op.fuses?.(node) === false })
+  return tidy(
+    outputs.map((t) => expander.map(t)),
+    segmented,
+  )
+}
+
+/** Bytes of weights that each segment of a graph reads in products, in order. */
+export function segmentWeights(outputs: readonly Tensor[]): number[] {
+  const tensors = lowerable(outputs, true)
+  return partition(topological(tensors), tensors, 0).map((part) => lower(part.nodes, part.fetched).weightBytes)
 }
 
 /** Nodes grouped into segments, with the tensors that each must hand out. */

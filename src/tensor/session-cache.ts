@@ -14,7 +14,19 @@ interface Entry {
 export interface SessionOptions {
   readonly device: Device
   readonly threads?: number
+  /** Whether matrices are laid out anew for speed; a session that is used once or twice is better off without (default true). */
+  readonly prepack?: boolean
 }
+
+/** A session in use. */
+export interface Lease {
+  readonly session: CompiledModel
+  /** Gives it back. */
+  release(): void
+}
+
+/** Which sessions make room: those used longest ago, or those used just before, which suits segments that are gone through in turn. */
+export type FreedFirst = 'longest ago' | 'just before'
 
 /** What a cache has done so far; a knob that compiles nothing leaves `compiled` as it was. */
 export interface CacheStatistics {
@@ -32,9 +44,11 @@ export class SessionCache {
   limit: number
   private readonly entries = new Map<string, Entry>()
   private compiled = 0
+  private readonly order: FreedFirst
 
-  constructor(limit: number) {
+  constructor(limit: number, order: FreedFirst = 'longest ago') {
     this.limit = limit
+    this.order = order
   }
 
   /** Counts for tests and `doctor`. */
@@ -53,32 +67,47 @@ export class SessionCache {
     return this.entries.has(key)
   }
 
-  /** Runs `use` with the session of a model, compiling it first when needed; it is not freed meanwhile. */
-  async with<T>(key: string, model: LoweredModel, options: SessionOptions, use: (session: CompiledModel) => Promise<T>): Promise<T> {
+  /** The session of a model, compiled first when needed; it is not freed until the lease is given back. */
+  async acquire(key: string, model: LoweredModel, options: SessionOptions): Promise<Lease> {
     let entry = this.entries.get(key)
     if (entry) this.entries.delete(key)
     else {
-      await this.makeRoom(model.weightBytes)
-      const compile = async () => (await getRuntime()).compile(model.bytes, { ...options, memory: model.memory })
-      entry = { session: compile(), bytes: model.weightBytes, running: 0 }
+      // Compiled once it has its place, so that it counts and is not freed while room is made for it.
+      entry = { session: Promise.resolve().then(() => this.compile(model, options)), bytes: model.weightBytes, running: 0 }
       this.compiled++
     }
     // Re-inserted, so that the order of the map is the order of use.
     this.entries.set(key, entry)
     entry.running++
     try {
-      return await use(await entry.session)
+      const session = await entry.session
+      const held = entry
+      let given = true
+      return {
+        session,
+        release: () => {
+          if (given) held.running--
+          given = false
+        },
+      }
     } catch (error) {
-      await entry.session.catch(() => this.entries.delete(key))
+      this.entries.delete(key)
       throw error
-    } finally {
-      entry.running--
     }
   }
 
-  private async makeRoom(bytes: number): Promise<void> {
-    for (const [key, entry] of [...this.entries]) {
-      if (this.bytes + bytes <= this.limit) return
+  private async compile(model: LoweredModel, options: SessionOptions): Promise<CompiledModel> {
+    await this.makeRoom()
+    const runtime = await getRuntime()
+    if (options.prepack === false) void runtime.readAhead?.(model.files).catch(() => undefined)
+    return runtime.compile(model.bytes, { ...options, memory: model.memory })
+  }
+
+  /** Frees sessions that nobody uses until the limit is kept: those used longest ago, or just before where all are gone through in turn. */
+  private async makeRoom(): Promise<void> {
+    const oldest = [...this.entries]
+    for (const [key, entry] of this.order === 'longest ago' ? oldest : oldest.reverse()) {
+      if (this.bytes <= this.limit) return
       if (entry.running === 0 && entry.bytes > 0) await this.free(key)
     }
   }

@@ -80,6 +80,21 @@ export function total(dims: Shape): Dim {
   return [...names, ...(size ? [size] : [])].join('+')
 }
 
+/** The length of an axis, given those of the symbols; undefined where it is made of others. */
+export function evaluateDim(d: Dim, sizes: ReadonlyMap<string, number>): number | undefined {
+  if (typeof d === 'number') return d
+  const known = sizes.get(d)
+  if (known !== undefined) return known
+  const combine = (parts: readonly Dim[], by: (a: number, b: number) => number) => {
+    const values = parts.map((p) => evaluateDim(p, sizes))
+    return values.some((v) => v === undefined) ? undefined : (values as number[]).reduce(by)
+  }
+  const terms = termsOf(d)
+  if (terms.length > 1) return combine(terms, (a, b) => a + b)
+  const factors = factorsOf(d)
+  return factors.length > 1 ? combine(factors, (a, b) => a * b) : undefined
+}
+
 /** Whether two shapes are the same, symbols by name. */
 export function sameShape(a: Shape, b: Shape): boolean {
   return a.length === b.length && a.every((d, i) => d === b[i])

@@ -5,6 +5,7 @@ import { parse } from 'node:path'
 import * as ort from 'onnxruntime-node'
 import { messageOf, RuntimeFailure } from '../../base/errors.ts'
 import type { DType, TypedArray } from '../../base/types.ts'
+import { makeScratch, readAhead } from './node-files.ts'
 import type { CompiledModel, CompileOptions, Runtime, RuntimeTensor } from './runtime.ts'
 
 const { version } = createRequire(import.meta.url)('onnxruntime-node/package.json') as { version: string }
@@ -31,6 +32,7 @@ export const runtime: Runtime = {
             model_external_initializers_file_folder_path: parse(process.cwd()).root,
             // Pools of several sessions would fight for the cores if each kept spinning after its run.
             force_spinning_stop: '1',
+            ...(options.prepack === false ? { disable_prepacking: '1' } : {}),
           },
         },
       })
@@ -39,6 +41,9 @@ export const runtime: Runtime = {
       throw new RuntimeFailure(`ONNX Runtime could not compile the program on ${options.device}: ${messageOf(error)}`, { cause: error })
     }
   },
+
+  readAhead,
+  scratch: makeScratch,
 
   tensor(dtype: DType, shape: readonly number[], data: TypedArray): RuntimeTensor {
     return new ort.Tensor(dtype as 'float32', data as Float32Array, shape as number[])

@@ -30,6 +30,22 @@ export interface CompileOptions {
   readonly threads?: number
   /** Weights in memory, by the name of their external data. */
   readonly memory: ReadonlyMap<string, Uint8Array>
+  /** Whether matrices are laid out anew for speed, which takes time and memory (default true). */
+  readonly prepack?: boolean
+}
+
+/** Bytes of a file. */
+export interface FileRange {
+  readonly path: string
+  readonly offset: number
+  readonly bytes: number
+}
+
+/** A file for values that do not fit in memory; it goes with its `close`, or with the process. */
+export interface Scratch {
+  write(offset: number, bytes: Uint8Array): Promise<void>
+  read(offset: number, into: Uint8Array): Promise<void>
+  close(): Promise<void>
 }
 
 /** ONNX Runtime, in Node or in a browser. */
@@ -37,5 +53,9 @@ export interface Runtime {
   /** Name and version, for records. */
   readonly version: string
   compile(model: Uint8Array, options: CompileOptions): Promise<CompiledModel>
+  /** Reads what a model is going to map, where it is not in memory yet. */
+  readAhead?(ranges: readonly FileRange[]): Promise<void>
+  /** Makes an empty scratch file; absent where there is no disk. */
+  scratch?(): Promise<Scratch>
   tensor(dtype: DType, shape: readonly number[], data: TypedArray): RuntimeTensor
 }
