@@ -64,6 +64,7 @@ export { type Metric, type MetricFunction, type MetricKind, metricKinds, type To
 export { type PathOptions, type PathReceiver, type PathResult, patchPaths } from './patch-path.ts'
 export { type PatchedRun, type PatchedRunOptions, patchedRun } from './patch-run.ts'
 export { type PatchscopeOptions, type PatchscopeResult, patchscope } from './patchscope.ts'
+export * from './similarity/index.ts'
 export {
   activationStatistics,
   Moments,
