@@ -5,21 +5,10 @@ import { bytesOfModel, displayName, listModels, parseModelSource } from '../mode
 import type { Model } from '../run/model.ts'
 import { bodyOf, errorAnswer, lines, statusOf } from './answers.ts'
 import { asset } from './assets.ts'
-import { writeStories } from './generate.ts'
-import { writeGrid } from './grid.ts'
-import { siteAnswer, tokensAnswer, valuesAnswer } from './look.ts'
-import type {
-  EditsAnswer,
-  GenerateLine,
-  GridLine,
-  HealthAnswer,
-  ModelAnswer,
-  ModelLine,
-  ModelsAnswer,
-  SiteKind,
-  VectorAnswer,
-} from './protocol.ts'
+import { valuesAnswer } from './look.ts'
+import type { BodyOf, HealthAnswer, ModelAnswer, ModelLine, ModelsAnswer, RouteName, SiteKind } from './protocol.ts'
 import type { Registry } from './registry.ts'
+import { answerRoutes, linesRoutes } from './routes.ts'
 import { type Guard, guarded } from './security.ts'
 
 /** What the routes work with. */
@@ -65,58 +54,24 @@ export function createApp({ registry, model: first, guard, studio, instance }: A
   app.get('/api/model', (c) => loading(c, first))
   app.post('/api/model', async (c) => loading(c, (await bodyOf(c, 'model')).model))
 
-  app.post('/api/tokens', async (c) => {
-    const body = await bodyOf(c, 'tokens')
-    const { signal } = c.req.raw
-    return c.json(await registry.use(body.model ?? first, { signal }, (held) => tokensAnswer(held, body, signal)))
-  })
+  for (const { route, work } of answerRoutes)
+    app.post(`/api/${route}`, async (c) => {
+      const body = (await bodyOf(c, route)) as BodyOf<RouteName> & { model?: string }
+      const { signal } = c.req.raw
+      return c.json((await registry.use(body.model ?? first, { signal }, (held) => work(held, body, signal))) as object)
+    })
 
-  app.post('/api/site', async (c) => {
-    const body = await bodyOf(c, 'site')
-    const { signal } = c.req.raw
-    return c.json(await registry.use(body.model ?? first, { signal }, (held) => siteAnswer(held, body, signal)))
-  })
+  for (const { route, work } of linesRoutes)
+    app.post(`/api/${route}`, async (c) => {
+      const body = (await bodyOf(c, route)) as BodyOf<RouteName> & { model?: string }
+      return lines(c, (send, signal) => registry.use(body.model ?? first, { signal }, (held) => work(held, body, send as never, signal)))
+    })
 
   app.post('/api/values', async (c) => {
     const body = await bodyOf(c, 'values')
     const { signal } = c.req.raw
     const bytes = await registry.use(body.model ?? first, { signal }, (held) => valuesAnswer(held, body, signal))
     return c.body(bytes, 200, { 'content-type': 'application/octet-stream', 'cache-control': 'no-store' })
-  })
-
-  app.post('/api/vector', async (c) => {
-    const body = await bodyOf(c, 'vector')
-    const answer = await registry.use(body.model ?? first, { signal: c.req.raw.signal }, async (held): Promise<VectorAnswer> => {
-      const { site, vector, all } = await held.vectors.make(body.vector, held.queue)
-      const length = (v: Float32Array) => Math.sqrt(v.reduce((sum, x) => sum + x * x, 0))
-      return { site, width: vector.length, norm: length(vector), norms: Object.fromEntries([...all].map(([s, v]) => [s, length(v)])) }
-    })
-    return c.json(answer)
-  })
-
-  app.post('/api/edits', async (c) => {
-    const body = await bodyOf(c, 'edits')
-    const answer = await registry.use(body.model ?? first, { signal: c.req.raw.signal }, async (held): Promise<EditsAnswer> => {
-      const edits = await held.vectors.resolve(body.edits, held.queue)
-      // The model refuses what does not fit, before anything is written into a file.
-      held.model.plain.with(edits as unknown as Parameters<Model['with']>[0])
-      return { edits: edits.map((e) => ({ ...e, ...(e.params ? { params: plainNumbers(e.params) } : {}) })) }
-    })
-    return c.json(answer)
-  })
-
-  app.post('/api/grid', async (c) => {
-    const body = await bodyOf(c, 'grid')
-    return lines<GridLine>(c, (send, signal) =>
-      registry.use(body.model ?? first, { signal }, (held) => writeGrid(held, body, send, signal)),
-    )
-  })
-
-  app.post('/api/generate', async (c) => {
-    const body = await bodyOf(c, 'generate')
-    return lines<GenerateLine>(c, (send, signal) =>
-      registry.use(body.model ?? first, { signal }, (held) => writeStories(held, body, send, signal)),
-    )
   })
 
   app.all('/api/*', (c) =>
@@ -134,11 +89,6 @@ function latest<T>(pass: (value: T) => void): (value: T) => void {
     at = performance.now()
     pass(value)
   }
-}
-
-/** Typed arrays as the nested lists that an edits file holds. */
-function plainNumbers(params: Readonly<Record<string, unknown>>): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(params).map(([k, v]) => [k, v instanceof Float32Array ? Array.from(v) : v]))
 }
 
 function modelAnswer(id: string, model: Model): ModelAnswer {

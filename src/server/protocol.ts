@@ -1,67 +1,38 @@
 /** @file What the page and the server say to each other: one schema for each request body, one type for each answer. */
 import { z } from 'zod'
 import type { AxisName } from '../sites/index.ts'
+import { exploreBodies } from './protocol-explore.ts'
+import { type edit, editList, looked, lookedText, modelName, siteName, vectorRecipe } from './protocol-parts.ts'
 
-const text = z.string().max(200_000)
-const ids = z.array(z.int().nonnegative()).min(1).max(100_000)
-const name = z.string().min(1).max(500)
-const examples = z.array(text.min(1)).min(1).max(2_000)
-
-/** A direction by how it is made, so that a link can carry it and a restarted server can make it again. */
-export const vectorRecipe = z.union([
-  z.strictObject({
-    /** Mean of the positive side less that of the negative one, at a site. */
-    difference: z.strictObject({ positive: examples, negative: examples, site: name, position: z.enum(['last', 'mean']).optional() }),
-  }),
-  z.strictObject({
-    /** The activation of one position of a text. */
-    activation: z.strictObject({ text: text.optional(), ids: ids.optional(), site: name, position: z.int() }),
-  }),
-])
-
-/** An edit as in an edits file, where a parameter may also be a {@link vectorRecipe}; its details are checked by the library, whose sentences are better. */
-export const edit = z.looseObject({ op: z.string(), site: z.string(), params: z.record(z.string(), z.unknown()).optional() })
-
-const onModel = { model: name.optional() }
-const edits = z.array(edit).max(64).default([])
-
-/** A text or its token ids, and the edits under which it is looked at. */
-const looked = {
-  ...onModel,
-  text: text.optional(),
-  ids: ids.optional(),
-  /** Tokens that count as prompt for edits with a `phase`; all of them by default. */
-  promptLength: z.int().positive().optional(),
-  edits,
-}
+export type * from './protocol-explore.ts'
 
 /** Bodies of requests, by route. */
 export const bodies = {
-  model: z.strictObject({ model: name }),
+  ...exploreBodies,
+  model: z.strictObject({ model: siteName }),
   tokens: z.strictObject({ ...looked, surprise: z.boolean().default(false) }),
   grid: z.strictObject({
     ...looked,
     what: z.enum(['norm', 'lens', 'cosine']),
     /** Name of a site of every layer: `resid_post`. */
-    site: name.default('resid_post'),
+    site: siteName.default('resid_post'),
     vector: vectorRecipe.optional(),
     top: z.int().min(1).max(20).default(5),
   }),
   site: z.strictObject({
     ...looked,
-    site: name,
+    site: siteName,
     position: z.int(),
     top: z.int().min(1).max(50).default(12),
     vector: vectorRecipe.optional(),
   }),
-  values: z.strictObject({ ...looked, site: name, positions: z.strictObject({ from: z.int(), to: z.int() }).optional() }),
-  vector: z.strictObject({ ...onModel, vector: vectorRecipe }),
-  edits: z.strictObject({ ...onModel, edits }),
+  values: z.strictObject({ ...looked, site: siteName, positions: z.strictObject({ from: z.int(), to: z.int() }).optional() }),
+  vector: z.strictObject({ ...modelName, vector: vectorRecipe }),
+  edits: z.strictObject({ ...modelName, edits: editList }),
   generate: z.strictObject({
-    ...onModel,
-    text: text.optional(),
-    ids: ids.optional(),
-    edits,
+    ...modelName,
+    ...lookedText,
+    edits: editList,
     maxNewTokens: z.int().min(1).max(100_000).default(80),
     temperature: z.number().min(0).max(100).default(0),
     topP: z.number().positive().max(1).optional(),

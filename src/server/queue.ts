@@ -17,4 +17,27 @@ export class Queue {
     this.tail = turn.catch(() => undefined)
     return turn
   }
+
+  /**
+   * Runs long work that stops for others: whenever it waits for `pause`, those who came meanwhile have their turn.
+   * @param work gets `pause`; between two of them nobody else runs.
+   */
+  async inTurns<T>(work: (pause: () => Promise<void>) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    let leave = await this.turn(signal)
+    try {
+      return await work(async () => {
+        leave()
+        leave = await this.turn(signal)
+      })
+    } finally {
+      leave()
+    }
+  }
+
+  /** Waits for a turn; it lasts until what is returned is called. */
+  private turn(signal: AbortSignal | undefined): Promise<() => void> {
+    return new Promise((resolve, reject) => {
+      this.run(() => new Promise<void>((end) => resolve(end)), signal).catch(reject)
+    })
+  }
 }

@@ -2,7 +2,8 @@
 import { ModelError, UsageError } from '../base/errors.ts'
 import type { Model } from '../run/model.ts'
 import { meanDifference } from '../steer/index.ts'
-import { type EditData, type VectorRecipe, vectorRecipe } from './protocol.ts'
+import type { EditData, VectorRecipe } from './protocol.ts'
+import { vectorRecipe } from './protocol-parts.ts'
 import type { Queue } from './queue.ts'
 
 /** Directions by canonical site. */
