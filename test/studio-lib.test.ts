@@ -38,6 +38,8 @@ describe('the link', () => {
       head: 3,
       whitespace: true,
       pin: 12.5,
+      room: 'patch',
+      rooms: { ...defaultView().rooms, patch: { site: 'z', positions: 'all', at: 'z.1@.2', pin: 0.5 } },
     }
     expect(fromLink(`#${toLink(view)}`)).toEqual(view)
   })

@@ -103,6 +103,10 @@ describe('attribution', () => {
       got.edges.map((e) => Math.abs(e.score)),
       strongest.slice(0, got.edges.length),
     )
+    expect(got.size).toBeCloseTo(
+      strongest.reduce((a, v) => a + v, 0),
+      3,
+    )
     for (const e of got.edges) expect(e.score).toBeCloseTo(want.scores.data[e.from * want.receivers.length + e.to] as number, 3)
   })
 

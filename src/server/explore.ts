@@ -121,8 +121,8 @@ export function edgesAnswer(held: Held, body: BodyOf<'edges'>, signal: AbortSign
     const edges = largest(data.map(Math.abs), body.count).flatMap((at) =>
       data[at] === 0 ? [] : [{ from: Math.floor(at / receivers.length), to: at % receivers.length, score: rounded(data[at] as number) }],
     )
-    const sum = data.reduce((a, v) => a + v, 0)
-    return { senders, receivers, edges, count: data.filter((v) => v !== 0).length, sum: rounded(sum), metric }
+    const size = data.reduce((a, v) => a + Math.abs(v), 0)
+    return { senders, receivers, edges, count: data.filter((v) => v !== 0).length, size: rounded(size), metric }
   }, signal)
 }
 

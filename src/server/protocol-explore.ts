@@ -116,9 +116,9 @@ export interface EdgesAnswer {
   readonly senders: readonly string[]
   readonly receivers: readonly string[]
   readonly edges: readonly { readonly from: number; readonly to: number; readonly score: number }[]
-  /** Edges in all, and the sum of their scores. */
+  /** Edges in all, and the sum of the sizes of their scores. */
   readonly count: number
-  readonly sum: number
+  readonly size: number
   readonly metric: MetricEnds
 }
 

@@ -20,18 +20,29 @@ class App {
   returns = $state(0)
   #instance: string | undefined
   #written = ''
+  #room: string | undefined
 
   /** The loaded model, or undefined while it loads. */
   get spec(): ModelAnswer | undefined {
     return this.model.value?.answer
   }
 
+  /** The model that the view names is the one that is shown, so that questions may be asked. */
+  get ready(): boolean {
+    const { spec, model, view } = this
+    return spec !== undefined && !model.stale && !model.value?.progress && (view.model === '' || view.model === spec.id)
+  }
+
   /** Starts to follow the address, the theme and the server; returns what stops it. */
   start(): () => void {
     const onHash = () => {
-      if (location.hash.slice(1) !== this.#written) this.view = fromLink(location.hash)
+      if (location.hash.slice(1) === this.#written) return
+      this.view = fromLink(location.hash)
+      this.#written = location.hash.slice(1)
+      this.#room = this.view.room
     }
     addEventListener('hashchange', onHash)
+    addEventListener('popstate', onHash)
     const scheme = matchMedia('(prefers-color-scheme: dark)')
     const onScheme = () => {
       this.dark = (localStorage.getItem(themeKey) ?? (scheme.matches ? 'dark' : 'light')) === 'dark'
@@ -48,18 +59,28 @@ class App {
     timer = setTimeout(watch, lookAfter.there)
     return () => {
       removeEventListener('hashchange', onHash)
+      removeEventListener('popstate', onHash)
       scheme.removeEventListener('change', onScheme)
       offReach()
       clearTimeout(timer)
     }
   }
 
-  /** Writes the view into the address, without adding to the history. */
+  /** Writes the view into the address; only going to another room is a step that the browser's Back undoes. */
   writeLink(): void {
     const link = toLink($state.snapshot(this.view) as View)
     if (link === this.#written) return
+    const address = link === '' ? location.pathname + location.search : `#${link}`
+    const moved = this.#room !== undefined && this.#room !== this.view.room
     this.#written = link
-    history.replaceState(history.state, '', link === '' ? location.pathname + location.search : `#${link}`)
+    this.#room = this.view.room
+    if (moved) history.pushState(null, '', address)
+    else history.replaceState(history.state, '', address)
+  }
+
+  /** The address of a room with everything else as it is. */
+  linkTo(room: string): string {
+    return `#${toLink({ ...($state.snapshot(this.view) as View), room })}`
   }
 
   /** The address of this view. */
@@ -92,7 +113,8 @@ class App {
   reset(): void {
     const usual = defaultView()
     const layers = this.spec?.layers
-    this.view = { ...usual, model: this.view.model, ...(layers ? { edits: fitted(usual.edits, layers) } : {}) }
+    const { room, model, rooms } = this.view
+    this.view = { ...usual, room, model, rooms, ...(layers ? { edits: fitted(usual.edits, layers) } : {}) }
   }
 
   #reached(reachable: boolean): void {

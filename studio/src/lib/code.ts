@@ -18,17 +18,20 @@ export interface Subject {
   readonly edits: readonly EditData[]
 }
 
-const quoted = (text: string) => `'${text.replaceAll('\\', '\\\\').replaceAll("'", "\\'").replaceAll('\n', '\\n')}'`
-const shell = (text: string) => (/^[\w./:@,=+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`)
+/** A text as a literal of a program. */
+export const quoted = (text: string) => `'${text.replaceAll('\\', '\\\\').replaceAll("'", "\\'").replaceAll('\n', '\\n')}'`
+/** A text as a word of a command. */
+export const shell = (text: string) => (/^[\w./:@,=+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`)
 /** A text, or ids where the text says `ids:5,6,7`, as a run takes it. */
-const input = (text: string) => {
+export const input = (text: string) => {
   const ids = /^ids:([\d,\s]+)$/.exec(text)?.[1]
   return ids ? `{ ids: [${ids.split(',').join(', ')}] }` : quoted(text)
 }
-const modelName = (model: string) => (model === '' ? 'embedded' : model)
+/** The model as a command names it. */
+export const modelName = (model: string) => (model === '' ? 'embedded' : model)
 
 /** A program under construction: imports, and a name for each vector. */
-class Script {
+export class Script {
   readonly imports = new Set(['load'])
   readonly lines: string[] = []
   readonly #vectors = new Map<string, string>()
@@ -87,8 +90,11 @@ function isRecipe(value: unknown): value is VectorRecipe {
   return typeof value === 'object' && value !== null && ('difference' in value || 'activation' in value)
 }
 
-const editsOption = (edits: readonly EditData[]) => (edits.length > 0 ? ' --edits edits.json' : '')
-const editsNote = (edits: readonly EditData[]) => (edits.length > 0 ? '# edits.json: "Save as edits.json" under "Edits in force"\n' : '')
+/** The option that names the edits file. */
+export const editsOption = (edits: readonly EditData[]) => (edits.length > 0 ? ' --edits edits.json' : '')
+/** What the command line says about that file. */
+export const editsNote = (edits: readonly EditData[]) =>
+  edits.length > 0 ? '# edits.json: "Save as edits.json" under "Edits in force"\n' : ''
 
 /** The run may stop at the last tap, but not before an edit that is further on. */
 const onlyTaps = (subject: Subject) => (subject.edits.length > 0 ? '' : ', logits: false')

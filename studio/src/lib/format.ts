@@ -50,3 +50,11 @@ const withBreaks = (piece: string) => (piece === '<0x0A>' ? '⏎' : piece.replac
 
 /** `1 edit`, `3 edits`. */
 export const counted = (n: number, one: string, many = `${one}s`) => `${n} ${n === 1 ? one : many}`
+
+/** Seconds as people say them: `4 s`, `2 min`, `1 h 5 min`. */
+export function duration(seconds: number): string {
+  if (!Number.isFinite(seconds)) return 'a while'
+  if (seconds < 100) return `${Math.max(1, Math.round(seconds))}\u202fs`
+  const minutes = Math.round(seconds / 60)
+  return minutes < 60 ? `${minutes}\u202fmin` : `${Math.floor(minutes / 60)}\u202fh ${minutes % 60}\u202fmin`
+}

@@ -56,6 +56,13 @@ export class Live<T> {
     void this.#run()
   }
 
+  /** Ends the work that goes on; what has come stays. */
+  stop(): void {
+    clearTimeout(this.#timer)
+    this.#stop()
+    this.busy = false
+  }
+
   /** Asks again if the last question has not been answered. */
   recover(): void {
     if (this.error) this.again()

@@ -1,5 +1,7 @@
 /** @file The view: everything that a link must carry to show the same again, and its way into an address and back. */
 import type { EditData, VectorRecipe } from '../../../src/server/protocol.ts'
+import type { RoomStates } from '../rooms/states.ts'
+import { freshStates, readStates, writeStates } from './states.ts'
 
 /** An edit of the stack; one that is off is kept, but not in force. */
 export interface StackEdit {
@@ -14,6 +16,8 @@ export type LookedText = 'prompt' | 'plain' | 'steered'
 
 /** What a link carries. */
 export interface View {
+  /** The room that is open; the first one where empty. */
+  room: string
   model: string
   text: string
   edits: readonly StackEdit[]
@@ -35,6 +39,8 @@ export interface View {
   whitespace: boolean
   /** A limit of the grid's scale that was fixed by hand, so that pictures compare. */
   pin: number | undefined
+  /** What the other rooms keep. */
+  rooms: RoomStates
 }
 
 /** Lines that work on a model of children's stories: what to write more like, and less like. */
@@ -61,6 +67,7 @@ export function steeringEdit(site: string, positive: readonly string[], negative
 /** The view of a newcomer. */
 export function defaultView(): View {
   return {
+    room: '',
     model: '',
     text: 'Once upon a time, there was a little girl named Lily.',
     edits: [{ edit: steeringEdit('resid_post.4', defaultExamples.positive, defaultExamples.negative, 1.5), on: true }],
@@ -76,6 +83,7 @@ export function defaultView(): View {
     head: 0,
     whitespace: false,
     pin: undefined,
+    rooms: freshStates(),
   }
 }
 
@@ -113,6 +121,7 @@ export function toLink(view: View): string {
     const [a, b] = [asText(value), asText(otherwise)]
     if (a !== b) out.set(key, a)
   }
+  put('room', view.room, usual.room)
   put('model', view.model, usual.model)
   put('text', view.text, usual.text)
   put(
@@ -133,6 +142,7 @@ export function toLink(view: View): string {
   put('head', view.head, usual.head)
   put('spaces', view.whitespace, usual.whitespace)
   put('limit', view.pin ?? '', '')
+  writeStates(view.rooms, out)
   // Readable where the address allows it.
   return out.toString().replaceAll('%2C', ',').replaceAll('%40', '@').replaceAll('%3A', ':')
 }
@@ -148,6 +158,8 @@ export function fromLink(hash: string): View {
   }
   const one = <T extends string>(key: string, values: readonly T[], otherwise: T): T =>
     values.find((v) => v === given.get(key)) ?? otherwise
+  const room = text('room', '')
+  view.room = /^[a-z-]*$/.test(room) ? room : ''
   view.model = text('model', view.model)
   view.text = text('text', view.text)
   const edits = parsed(given.get('edits'))
@@ -170,6 +182,7 @@ export function fromLink(hash: string): View {
   view.whitespace = given.get('spaces') === 'true'
   const pin = Number(given.get('limit') ?? Number.NaN)
   view.pin = pin > 0 && Number.isFinite(pin) ? pin : undefined
+  view.rooms = readStates(given)
   return view
 }
 

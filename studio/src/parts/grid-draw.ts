@@ -9,8 +9,8 @@ export interface GridData {
   readonly rows: readonly string[]
   /** Labels of the columns. */
   readonly columns: readonly string[]
-  /** By row and column; undefined where a row has not come yet. */
-  readonly values: readonly (readonly number[] | undefined)[]
+  /** By row and column; undefined where a row or a cell has not come yet. */
+  readonly values: readonly (readonly (number | undefined)[] | undefined)[]
   /** Words inside the cells, by row and column. */
   readonly words?: readonly (readonly string[] | undefined)[]
 }

@@ -1,13 +1,27 @@
-/** @file The rooms of the studio; a new one is a row here and a folder beside. */
+/** @file The rooms of the studio; a new one is a row here, a row in `states.ts` for what its link carries, and a folder beside. */
 import type { Component } from 'svelte'
+import Attribute from './attribute/Attribute.svelte'
 import Look from './look/Look.svelte'
+import Patch from './patch/Patch.svelte'
 
 /** One room. */
 export interface Room {
+  /** Its name in the address; the first room has none. */
   readonly slug: string
   readonly title: string
+  /** What one does there, in a sentence. */
+  readonly about: string
   readonly component: Component
 }
 
 /** All rooms, in the order of the navigation. */
-export const rooms: readonly Room[] = [{ slug: 'look', title: 'Look & steer', component: Look }]
+export const rooms: readonly Room[] = [
+  { slug: '', title: 'Look & steer', about: 'Read a text as the model does, and push what it writes in a direction.', component: Look },
+  {
+    slug: 'patch',
+    title: 'Patch',
+    about: 'Copy activations from one text into another and see where a difference lives.',
+    component: Patch,
+  },
+  { slug: 'attribute', title: 'Attribute', about: 'Which tokens and which parts of the model an answer comes from.', component: Attribute },
+]
