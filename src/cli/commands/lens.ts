@@ -2,61 +2,189 @@
 import { existsSync } from 'node:fs'
 import { FormatError, UsageError } from '../../base/errors.ts'
 import type { NDArray } from '../../base/types.ts'
-import { fitJacobianLens, type LensMaps, type LensResult, lens, loadLens, saveLens } from '../../explore/index.ts'
+import {
+  fitJacobianLens,
+  type LensMaps,
+  lens,
+  loadLens,
+  patchscope,
+  pathLens,
+  saveLens,
+  saveTunedLens,
+  trainTunedLens,
+} from '../../explore/index.ts'
 import { writeSafetensors } from '../../models/formats/index.ts'
+import { checkpointFolder } from '../../run/checkpoints.ts'
 import { describeEdits } from '../../run/edits-file.ts'
 import type { Model } from '../../run/index.ts'
 import { type CommandContext, defineCommand, integer, modelArgument, type OptionRow } from '../command.ts'
+import { lensView, patchscopeView, pathView, type View } from '../lens-views.ts'
 import { withModel } from '../model.ts'
 import { checkOutput } from '../output.ts'
-import { quoted, table } from '../table.ts'
 import { encodeTexts, parseText, readTexts, type TextOrIds } from '../texts.ts'
 import { versions } from '../version.ts'
 import { splitPatterns } from './run.ts'
 
 interface Options {
   readonly text: TextOrIds
-  readonly kind?: 'logit' | 'jacobian'
+  readonly kind?: Kind
   readonly sites?: readonly string[]
   readonly top?: number
   readonly fit?: string
   readonly load?: string
   readonly save?: string
+  readonly steps?: number
+  readonly checkpoints?: string
+  readonly by?: 'components' | 'heads'
+  readonly target?: TextOrIds
+  readonly placeholder?: number
+  readonly into?: string
+  readonly maxNewTokens?: number
   readonly edits?: string
   readonly out?: string
 }
 
-/** Kinds of lenses, and why those that are not there are refused. */
-const kinds: Readonly<Record<string, string | undefined>> = {
-  logit: undefined,
-  jacobian: undefined,
-  tuned:
-    'a tuned lens needs translators that are trained, which is not possible here yet; use logit, or jacobian, which is fitted without training',
-  path: 'there is no path lens here yet; use logit or jacobian, or attribute --method edge for paths',
+type Kind = 'logit' | 'tuned' | 'jacobian' | 'path' | 'patchscope'
+
+/** What a kind needs to be read. */
+interface Reading {
+  readonly context: CommandContext
+  readonly model: Model
+  readonly options: Options
+  readonly ids: readonly number[]
+  readonly sites: readonly string[]
 }
+
+interface KindRow {
+  readonly doc: string
+  /** Options that concern it, beside those that all have. */
+  readonly options: readonly (keyof Options)[]
+  readonly needs?: readonly (keyof Options)[]
+  readonly read: (reading: Reading) => Promise<View>
+}
+
+const fitted = async (reading: Reading, fitOver: (texts: readonly TextOrIds[]) => Promise<LensMaps>) => {
+  const { context, model, options, ids, sites } = reading
+  const { fit: path, load } = options
+  const maps =
+    load === undefined
+      ? await fitOver(path === undefined ? [options.text] : await readTexts(path, { fields: ['text'] }))
+      : await loadLens(load)
+  if (options.save !== undefined) {
+    if (options.save.endsWith('.safetensors'))
+      await saveLens(options.save, maps, { model: { id: model.origin.id, hash: await model.origin.hash() } })
+    else await saveTunedLens(options.save, maps, { id: model.origin.id, layers: model.spec.layers })
+    context.note(`The fitted lens was written to ${options.save}.`)
+  }
+  if (maps.kind !== options.kind) throw new UsageError(`${load} holds a ${maps.kind} lens; say --kind ${maps.kind}.`)
+  return lensView(model, await lens(model, { ids }, { sites, maps, ...topOf(options) }))
+}
+
+const topOf = ({ top }: Options) => (top === undefined ? {} : { top })
+const work = ({ io, onProgress }: CommandContext) => ({ signal: io.signal, onProgress })
+
+/** The kinds of lenses. */
+const kinds: Readonly<Record<Kind, KindRow>> = {
+  logit: {
+    doc: 'the residual stream as it is',
+    options: ['sites'],
+    read: async ({ model, options, ids, sites }) => lensView(model, await lens(model, { ids }, { sites, ...topOf(options) })),
+  },
+  tuned: {
+    doc: 'through translators that are trained to say what the model says in the end',
+    options: ['sites', 'fit', 'load', 'save', 'steps', 'checkpoints'],
+    read: (reading) =>
+      fitted(reading, async (texts) => {
+        const { context, model, options } = reading
+        if (options.fit === undefined)
+          throw new UsageError('A tuned lens is trained on texts: give them by --fit FILE, or a trained lens by --load.')
+        const { steps, checkpoints } = options
+        const { lens: trained } = await trainTunedLens(model, encodeTexts(model, texts, options.fit), {
+          ...work(context),
+          ...(options.sites ? { sites: reading.sites } : {}),
+          ...(steps === undefined ? {} : { steps }),
+          ...(checkpoints === undefined
+            ? {}
+            : { checkpoints: { files: checkpointFolder(checkpoints), every: 50, keep: 2, resume: 'newest' } }),
+        })
+        return trained
+      }),
+  },
+  jacobian: {
+    doc: 'moved on by how it moves the last one on average',
+    options: ['sites', 'fit', 'load', 'save'],
+    read: (reading) =>
+      fitted(reading, (texts) => {
+        const { context, model, options, sites } = reading
+        return fitJacobianLens(model, { rows: encodeTexts(model, texts, options.fit ?? '--text') }, { sites, ...work(context) })
+      }),
+  },
+  path: {
+    doc: 'what each write to the residual stream says by its direct path, the final norm frozen; the paths add up to the logits',
+    options: ['by'],
+    read: async ({ model, options, ids }) =>
+      pathView(model, await pathLens(model, { ids }, { ...topOf(options), ...(options.by ? { by: options.by } : {}) })),
+  },
+  patchscope: {
+    doc: 'each state put into another text, --target, which says what it holds',
+    options: ['sites', 'target', 'placeholder', 'into', 'maxNewTokens'],
+    needs: ['target'],
+    read: async ({ context, model, options, ids, sites }) => {
+      const { placeholder, into, maxNewTokens } = options
+      const given = { placeholder, into, maxNewTokens }
+      const result = await patchscope(model, {
+        source: { ids },
+        positions: [...ids.keys()],
+        target: { ids: encodeTexts(model, [options.target as TextOrIds], '--target')[0] as number[] },
+        sites,
+        ...topOf(options),
+        ...(Object.fromEntries(Object.entries(given).filter(([, v]) => v !== undefined)) as object),
+        ...work(context),
+      })
+      return patchscopeView(model, result)
+    },
+  },
+}
+
+const names = Object.keys(kinds) as Kind[]
+const kindDocs = names.map((n) => `${n}: ${kinds[n].doc}`).join('; ')
 
 const options: readonly OptionRow[] = [
   { flags: '--text <text>', doc: 'the text that is read', required: true, parse: parseText },
+  { flags: '--kind <kind>', doc: `${kindDocs} (default: logit)`, choices: names },
   {
-    flags: '--kind <kind>',
-    doc: 'logit: the residual stream as it is; jacobian: moved on by how it moves the last one on average (default: logit)',
-    choices: Object.keys(kinds),
+    flags: '--sites <sites>',
+    doc: "what is read: sites d_model wide (default: 'resid_post.*'; tuned: what each block reads)",
+    repeat: true,
   },
-  { flags: '--sites <sites>', doc: "what is read: sites d_model wide (default: 'resid_post.*')", repeat: true },
   { flags: '--top <n>', doc: 'most likely tokens for each place (default: 10)', parse: integer(1, 1000) },
   {
     flags: '--fit <file>',
-    doc: 'texts over which a jacobian lens is fitted: a text a line, or JSONL (default: --text itself)',
+    doc: 'texts over which a tuned or jacobian lens is fitted: a text a line, or JSONL (jacobian: --text itself by default)',
     conflicts: ['load'],
   },
-  { flags: '--load <file>', doc: 'a jacobian lens that was fitted before' },
-  { flags: '--save <file>', doc: 'safetensors file for the fitted lens', conflicts: ['load'] },
+  { flags: '--load <file>', doc: 'a lens that was fitted before, or a folder of the tuned-lens package' },
+  {
+    flags: '--save <file>',
+    doc: 'safetensors file for the fitted lens; a tuned lens goes into a folder as the tuned-lens package has it where the name does not end in .safetensors',
+    conflicts: ['load'],
+  },
+  { flags: '--steps <n>', doc: 'steps of training of a tuned lens (default: 250)', parse: integer(1, 1e9) },
+  { flags: '--checkpoints <folder>', doc: 'where the training of a tuned lens is kept, and goes on from' },
+  { flags: '--by <parts>', doc: 'paths of components or of heads (default: components)', choices: ['components', 'heads'] },
+  { flags: '--target <text>', doc: 'the text that a patchscope puts states into', parse: parseText },
+  { flags: '--placeholder <n>', doc: 'its position that states go to, negative from the end (default: -1)', parse: integer(-1e9) },
+  { flags: '--into <site>', doc: 'its site that states go to (default: the one that they come from)' },
+  { flags: '--max-new-tokens <n>', doc: 'tokens that a patchscope writes on', parse: integer(1) },
   { flags: '--edits <file>', doc: 'edits file: a JSON array of { op, site, params, where }' },
   {
     flags: '--out <file>',
-    doc: 'safetensors file: lens.top_ids and lens.top_probs [layer, pos, top], lens.entropy and lens.kl [layer, pos], in nats',
+    doc: 'safetensors file: lens.top_ids and lens.top_probs [layer, pos, top], lens.entropy and lens.kl [layer, pos], in nats; path: lens.top_ids, lens.top_logits, lens.bottom_ids, lens.bottom_logits [path, pos, top]',
   },
 ]
+
+/** Options that some kinds have and others have not. */
+const particular = [...new Set(names.flatMap((n) => kinds[n].options))]
 
 export const command = defineCommand<{ model: string }, Options>({
   name: 'lens',
@@ -64,102 +192,46 @@ export const command = defineCommand<{ model: string }, Options>({
   example: "lens embedded --text 'Once upon a time there was a' --top 5",
   arguments: [modelArgument],
   options,
-  async run(context, args, options) {
-    const { kind = 'logit', top } = options
-    if (kinds[kind]) throw new UsageError(`The kind '${kind}' is not available: ${kinds[kind]}.`)
-    for (const key of ['fit', 'load', 'save'] as const)
-      if (kind === 'logit' && options[key] !== undefined)
-        throw new UsageError(`--${key} is for --kind jacobian; a logit lens is not fitted.`)
-    for (const path of [options.out, options.save]) if (path !== undefined) await checkOutput(path)
+  async run(context, args, given) {
+    const { kind = 'logit' } = given
+    const options = { ...given, kind }
+    const row = kinds[kind]
+    const flag = (key: keyof Options) => `--${key.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`
+    for (const key of particular)
+      if (options[key] !== undefined && !row.options.includes(key))
+        throw new UsageError(
+          `${flag(key)} does not concern --kind ${kind}, but ${names.filter((n) => kinds[n].options.includes(key)).join(', ')}; leave it out.`,
+        )
+    for (const key of row.needs ?? []) if (options[key] === undefined) throw new UsageError(`--kind ${kind} needs ${flag(key)}.`)
+    for (const path of [options.out, options.save?.endsWith('.safetensors') ? options.save : undefined])
+      if (path !== undefined) await checkOutput(path)
+    if (options.save !== undefined && !options.save.endsWith('.safetensors') && kind !== 'tuned')
+      throw new UsageError(`--save ${options.save} must end in .safetensors: only a tuned lens has a folder of its own.`)
     if (options.load !== undefined && !existsSync(options.load)) throw new FormatError(`There is no file ${options.load}.`)
-    const texts = options.fit === undefined ? [options.text] : await readTexts(options.fit, { fields: ['text'] })
     return withModel(context, args.model, options, async ({ model, edits }) => {
-      const sites = (options.sites ?? ['resid_post.*']).flatMap(splitPatterns)
-      const maps = kind === 'jacobian' ? await mapsOf(context, model, options, texts, sites) : undefined
+      const standard = kind === 'tuned' ? blockReads(model) : ['resid_post.*']
+      const sites = options.sites?.flatMap(splitPatterns) ?? standard
       const ids = encodeTexts(model, [options.text], '--text')[0] as number[]
-      const result = await lens(model, { ids }, { sites, ...(top === undefined ? {} : { top }), ...(maps ? { maps } : {}) })
+      const view = await row.read({ context, model, options, ids, sites })
       if (options.out !== undefined) {
         const record = {
           format: 'actlens-lens-result-1',
           kind,
           model: { id: model.origin.id, hash: await model.origin.hash(), family: model.spec.family },
-          sites: result.sites,
+          ...view.labels,
           edits: describeEdits(edits),
           precision: model.precision,
           versions: await versions(),
         }
-        await writeSafetensors(options.out, tensorsOf(result), { actlens: JSON.stringify(record) })
+        const input_ids: NDArray = { dtype: 'int64', shape: [1, ids.length], data: BigInt64Array.from(ids, BigInt) }
+        await writeSafetensors(options.out, { input_ids, ...view.tensors }, { actlens: JSON.stringify(record) })
         context.note(`The lens was written to ${options.out}.`)
       }
-      return { json: jsonOf(model, result, options.out), text: shown(model, result) }
+      const { json, text } = view
+      return { json: { model: model.origin.id, kind, ...json, ...(options.out === undefined ? {} : { out: options.out }) }, text }
     })
   },
 })
 
-async function mapsOf(
-  context: CommandContext,
-  model: Model,
-  options: Options,
-  texts: readonly TextOrIds[],
-  sites: readonly string[],
-): Promise<LensMaps> {
-  if (options.load !== undefined) return loadLens(options.load)
-  const rows = encodeTexts(model, texts, options.fit ?? '--text')
-  const maps = await fitJacobianLens(model, { rows }, { sites, signal: context.io.signal, onProgress: context.onProgress })
-  if (options.save !== undefined) {
-    await saveLens(options.save, maps, { model: { id: model.origin.id, hash: await model.origin.hash() }, texts: rows.length })
-    context.note(`The fitted lens was written to ${options.save}.`)
-  }
-  return maps
-}
-
-function tensorsOf(r: LensResult): Record<string, NDArray> {
-  const input_ids: NDArray = { dtype: 'int64', shape: [1, r.tokens.length], data: BigInt64Array.from(r.tokens, BigInt) }
-  return { input_ids, 'lens.top_ids': r.topIds, 'lens.top_probs': r.topProbs, 'lens.entropy': r.entropy, 'lens.kl': r.kl }
-}
-
-const pieceOf = (model: Model, id: number) => (model.hasTokenizer ? { piece: model.tokenizer.piece(id) } : {})
-
-/** The tokens at one place, the most likely first. */
-function topAt(model: Model, { topIds, topProbs, tokens }: LensResult, layer: number, position: number) {
-  const top = topIds.shape[2] as number
-  const start = (layer * tokens.length + position) * top
-  return Array.from({ length: top }, (_, i) => {
-    const id = Number(topIds.data[start + i])
-    return { id, ...pieceOf(model, id), p: topProbs.data[start + i] as number }
-  })
-}
-
-function jsonOf(model: Model, r: LensResult, out: string | undefined) {
-  const places = <T>(value: (layer: number, position: number) => T) => r.sites.map((_, l) => r.tokens.map((__, p) => value(l, p)))
-  const at = (array: NDArray<Float32Array>) => places((l, p) => array.data[l * r.tokens.length + p] as number)
-  return {
-    model: model.origin.id,
-    kind: r.kind,
-    sites: r.sites,
-    tokens: r.tokens.map((id) => ({ id, ...pieceOf(model, id) })),
-    top: places((l, p) => topAt(model, r, l, p)),
-    entropy: at(r.entropy),
-    kl: at(r.kl),
-    ...(out === undefined ? {} : { out }),
-  }
-}
-
-/** Tokens that are shown of each place. */
-const shownTokens = 5
-
-/** The last position at every layer, and the first choice at every position. */
-function shown(model: Model, r: LensResult): string {
-  const name = (t: { id: number; piece?: string }) => (t.piece === undefined ? String(t.id) : quoted(t.piece))
-  const last = r.tokens.length - 1
-  const rows = r.sites.map((site, l) => [
-    site,
-    ...topAt(model, r, l, last)
-      .slice(0, shownTokens)
-      .map((t) => `${name(t)} ${(100 * t.p).toFixed(0)} %`),
-  ])
-  const head = ['site', ...(rows[0] as string[]).slice(1).map((_, i) => `${i + 1}.`)]
-  const grid = r.sites.map((site, l) => [site, ...r.tokens.map((_, p) => name(topAt(model, r, l, p)[0] as { id: number; piece?: string }))])
-  const columns = ['site', ...r.tokens.map((id) => name({ id, ...pieceOf(model, id) }))]
-  return `next token after the whole text\n${table(head, rows)}\nfirst choice after each token\n${table(columns, grid)}`
-}
+/** What every block reads, and the end. */
+const blockReads = (model: Model) => ['resid_pre.0', ...Array.from({ length: model.spec.layers }, (_, l) => `resid_post.${l}`)]

@@ -2,7 +2,7 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { attribute, attributeEdges, lens, patch } from '../../explore/index.ts'
+import { attribute, attributeEdges, patch } from '../../explore/index.ts'
 import { errorOf } from '../../explore/testing.ts'
 import { decodeSafetensors, writeSafetensors } from '../../models/formats/index.ts'
 import { load } from '../../run/index.ts'
@@ -131,30 +131,6 @@ describe('patch and attribute', () => {
   })
 })
 
-describe('lens', () => {
-  it('writes what it reads, by kind', async () => {
-    const model = await load(at('words'), { threads: 1 })
-    for (const more of [
-      [],
-      ['--kind', 'jacobian', '--fit', at('texts.txt'), '--save', at('maps.safetensors')],
-      ['--kind', 'jacobian', '--load', at('maps.safetensors')],
-    ]) {
-      const out = at('lens.safetensors')
-      const { value, code } = await json('lens', at('words'), '--text', 'w5 w6 w7', '--top', '3', '--out', out, ...more)
-      expect(code).toBe(0)
-      const { tensors } = await readTensors(out)
-      expect(tensors['lens.top_ids']).toMatchObject({ dtype: 'int64', shape: [2, 3, 3] })
-      expect(tensors['lens.top_probs']?.shape).toEqual([2, 3, 3])
-      expect(tensors['lens.entropy']?.shape).toEqual([2, 3])
-      const own = await lens(model, { ids: [5, 6, 7] }, { top: 3 })
-      // The last layer is the model itself, whatever the lens.
-      expect(tensors['lens.top_ids']?.data.slice(9)).toEqual(own.topIds.data.slice(9))
-      expect(value.top[1][2][0]).toMatchObject({ id: Number(own.topIds.data[15]), piece: `w${own.topIds.data[15]}` })
-    }
-    expect((await cli(['lens', at('tiny'), '--text', 'ids:5,6'])).stdout).toMatch(/^next token after the whole text\n/)
-  })
-})
-
 const cases: readonly (readonly [line: string, code: number, says: RegExp])[] = [
   ['gradient @tiny --text ids:1,2 --of next-token --out @g.x', 2, /--at, or --parameters/],
   ['gradient @tiny --text ids:1,2 --of nothing --at z.0 --out @g.x', 2, /no loss/],
@@ -172,10 +148,6 @@ const cases: readonly (readonly [line: string, code: number, says: RegExp])[] = 
   ['patch @tiny --clean ids:1,2 --corrupt ids:1,3 --answer ids:1 --wrong ids:2 --sites zz.*', 2, /no site 'zz/],
   ['patch @tiny --clean ids:1,2 --corrupt ids:1,3 --answer ids:1 --wrong ids:2 --sites z.* --position 9', 2, /position 9/],
   ['attribute @tiny --clean ids:1,2 --corrupt ids:1,3 --answer ids:1 --wrong ids:2 --sites z.* --steps 3', 2, /--method integrated/],
-  ['lens @tiny --text ids:1 --kind tuned', 2, /'tuned' is not available/],
-  ['lens @tiny --text ids:1 --kind path', 2, /'path' is not available/],
-  ['lens @tiny --text ids:1 --fit @texts.txt', 2, /--kind jacobian/],
-  ['lens @tiny --text ids:1 --sites q.*', 2, /d_model wide/],
 ]
 
 it.each(cases)('refuses: %s', async (line, code, says) => {
