@@ -21,6 +21,8 @@ export { type CaptureOptions, type CaptureProgress, type CaptureResult, capture 
 export type { CaptureDType } from './capture-encode.ts'
 export { activationsFormat, type CaptureManifest, type ShardRecord, type SiteRecord } from './capture-manifest.ts'
 export { type Cursor, type Packing, type PassPlan, type PassSettings, type PassWindow, passOver, planPass } from './capture-pass.ts'
+export { type Circuit, type CircuitEdge, type CircuitOptions, type CircuitSearch, findCircuit } from './circuit.ts'
+export { CutModel, type CutRun, type EdgeGraph, type EdgeMask, edgeGraph, type Replacement } from './circuit-run.ts'
 export {
   type Corpus,
   type CorpusFacts,

@@ -215,7 +215,7 @@ const siteTable: Readonly<Record<StreamParts, (edited: EditedModel) => (readonly
 const layersOf = (n: number) => Array.from({ length: n }, (_, l) => l)
 
 /** What each head of a block adds to the stream, [batch, head, pos, d_model]; a norm after attention counts as frozen. */
-function headWrite(core: ModelCore, layer: number, z: Tensor, tap: (site: string) => Tensor): Tensor {
+export function headWrite(core: ModelCore, layer: number, z: Tensor, tap: (site: string) => Tensor): Tensor {
   const { heads, headDim, dModel } = core.spec
   const b = core.spec.block(layer)
   const { output } = b.attention

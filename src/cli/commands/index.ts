@@ -14,6 +14,7 @@ export const commandLoaders: Readonly<Record<string, () => Promise<CommandRow>>>
   capture: () => import('./capture.ts').then(one),
   patch: () => import('./patch.ts').then(one),
   attribute: () => import('./attribute.ts').then(one),
+  circuit: () => import('./circuit.ts').then(one),
   lens: () => import('./lens.ts').then(one),
   probe: () => import('./probe.ts').then(one),
   paper: () => import('./paper.ts').then(one),

@@ -2,7 +2,7 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { attribute, attributeEdges, patch } from '../../explore/index.ts'
+import { attribute, attributeEdges, findCircuit, patch } from '../../explore/index.ts'
 import { errorOf } from '../../explore/testing.ts'
 import { decodeSafetensors, writeSafetensors } from '../../models/formats/index.ts'
 import { load } from '../../run/index.ts'
@@ -131,6 +131,21 @@ describe('patch and attribute', () => {
   })
 })
 
+describe('circuit', () => {
+  it('writes its tables and how it does', async () => {
+    const out = at('circuit.safetensors')
+    const { value, code } = await json('circuit', at('words'), ...words, '--count', '12', '--out', out)
+    expect(code).toBe(0)
+    const found = await findCircuit(await load(at('words'), { threads: 1 }), { ...pair, search: { kind: 'top', count: 12 } })
+    expect(value.edges).toEqual(found.edges)
+    expect(value.faithfulness).toBeCloseTo(found.faithfulness, 5)
+    const { tensors } = await readTensors(out)
+    expect(tensors['circuit.kept']).toEqual(found.kept)
+    expect(tensors['metric.circuit']?.data[0]).toBeCloseTo(found.metric.circuit, 5)
+    expect((await cli(['circuit', at('words'), ...words, '--search', 'threshold', '--threshold', '0.05'])).stdout).toMatch(/faithfulness/)
+  })
+})
+
 const cases: readonly (readonly [line: string, code: number, says: RegExp])[] = [
   ['gradient @tiny --text ids:1,2 --of next-token --out @g.x', 2, /--at, or --parameters/],
   ['gradient @tiny --text ids:1,2 --of nothing --at z.0 --out @g.x', 2, /no loss/],
@@ -148,6 +163,8 @@ const cases: readonly (readonly [line: string, code: number, says: RegExp])[] = 
   ['patch @tiny --clean ids:1,2 --corrupt ids:1,3 --answer ids:1 --wrong ids:2 --sites zz.*', 2, /no site 'zz/],
   ['patch @tiny --clean ids:1,2 --corrupt ids:1,3 --answer ids:1 --wrong ids:2 --sites z.* --position 9', 2, /position 9/],
   ['attribute @tiny --clean ids:1,2 --corrupt ids:1,3 --answer ids:1 --wrong ids:2 --sites z.* --steps 3', 2, /--method integrated/],
+  ['circuit @tiny --clean ids:1,2 --corrupt ids:1,3 --answer ids:1 --wrong ids:2 --search acdc', 2, /needs --threshold/],
+  ['circuit @tiny --clean ids:1,2 --corrupt ids:1,3 --answer ids:1 --wrong ids:2 --threshold 1', 2, /for --search threshold and acdc/],
 ]
 
 it.each(cases)('refuses: %s', async (line, code, says) => {

@@ -13,43 +13,52 @@ import { encodeTexts, parseText, type TextOrIds } from '../texts.ts'
 import { versions } from '../version.ts'
 import { splitPatterns } from './run.ts'
 
-/** Options that `patch` and `attribute` share. */
-export interface SweepCommandOptions {
+/** A pair of texts and what is measured on them. */
+export interface PairCommandOptions {
   readonly clean: TextOrIds
   readonly corrupt: TextOrIds
   readonly answer?: string
   readonly wrong?: string
-  readonly sites: readonly string[]
   readonly metric?: MetricKind
+  readonly position?: number
+}
+
+/** Options that `patch` and `attribute` share. */
+export interface SweepCommandOptions extends PairCommandOptions {
+  readonly sites: readonly string[]
   readonly direction?: 'denoise' | 'noise'
   readonly positions?: Positions
-  readonly position?: number
   readonly edits?: string
   readonly out?: string
 }
 
 const metrics = Object.entries(metricKinds).map(([name, { doc }]) => `${name} (${doc})`)
 
-/** The rows of these options. */
-export const sweepOptions: readonly OptionRow[] = [
+/** The rows of the options of a pair. */
+export const pairOptions: readonly OptionRow[] = [
   { flags: '--clean <text>', doc: 'the text on which the model does it', required: true, parse: parseText },
   { flags: '--corrupt <text>', doc: 'a text of as many tokens on which it does not', required: true, parse: parseText },
   { flags: '--answer <token>', doc: "the right next token of the clean text, a text of one token (' dog') or ids:N" },
   { flags: '--wrong <token>', doc: 'the token that it is measured against' },
+  { flags: '--metric <name>', doc: `one of ${metrics.join(', ')} (default: logit-difference)`, choices: Object.keys(metricKinds) },
+  { flags: '--position <n>', doc: 'position at which the metric reads, negative from the end (default: -1)', parse: integer(-1e9) },
+]
+
+/** The rows of the options of a sweep. */
+export const sweepOptions: readonly OptionRow[] = [
+  ...pairOptions,
   {
     flags: '--sites <sites>',
     doc: "what is changed: sites, aliases, patterns ('resid_pre.*'), one table each",
     required: true,
     repeat: true,
   },
-  { flags: '--metric <name>', doc: `one of ${metrics.join(', ')} (default: logit-difference)`, choices: Object.keys(metricKinds) },
   {
     flags: '--direction <direction>',
     doc: 'denoise writes clean values into the corrupted run, noise the reverse (default: denoise)',
     choices: ['denoise', 'noise'],
   },
   { flags: '--positions <positions>', doc: 'a cell for each position, or all at once (default: each)', choices: ['each', 'all'] },
-  { flags: '--position <n>', doc: 'position at which the metric reads, negative from the end (default: -1)', parse: integer(-1e9) },
   { flags: '--edits <file>', doc: 'edits file: a JSON array of { op, site, params, where }, in force in both runs' },
   { flags: '--out <file>', doc: 'safetensors file: a tensor for each pattern, metric.clean and metric.corrupt' },
 ]
@@ -118,7 +127,8 @@ export async function sweepCommand(
   })
 }
 
-function checkTokens({ metric = 'logit-difference', answer, wrong, position }: SweepCommandOptions): void {
+/** Refuses tokens that the metric lacks, and those that it does not look at. */
+export function checkTokens({ metric = 'logit-difference', answer, wrong, position }: PairCommandOptions): void {
   const given = { answer, wrong }
   const { tokens, everywhere } = metricKinds[metric]
   for (const key of ['answer', 'wrong'] as const) {
@@ -130,7 +140,8 @@ function checkTokens({ metric = 'logit-difference', answer, wrong, position }: S
   if (everywhere && position !== undefined) throw new UsageError(`The metric ${metric} looks at all positions; leave --position out.`)
 }
 
-function requestOf(context: CommandContext, model: Model, o: SweepCommandOptions): SweepRequest {
+/** A pair and its metric in the library's terms. */
+export function pairRequestOf(model: Model, o: PairCommandOptions): Pick<SweepRequest, 'clean' | 'corrupt' | 'metric'> {
   const ids = (text: TextOrIds, what: string) => ({ ids: encodeTexts(model, [text], what)[0] as number[] })
   const tokens = {
     ...(o.answer === undefined ? {} : { answer: oneToken(model, o.answer, '--answer') }),
@@ -141,6 +152,12 @@ function requestOf(context: CommandContext, model: Model, o: SweepCommandOptions
     clean: ids(o.clean, '--clean'),
     corrupt: ids(o.corrupt, '--corrupt'),
     metric: { kind: o.metric ?? 'logit-difference', ...tokens, ...place } as Metric,
+  }
+}
+
+function requestOf(context: CommandContext, model: Model, o: SweepCommandOptions): SweepRequest {
+  return {
+    ...pairRequestOf(model, o),
     sites: o.sites.flatMap(splitPatterns),
     direction: o.direction ?? 'denoise',
     positions: o.positions ?? 'each',
