@@ -2,23 +2,25 @@
 import { UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import { openSafetensors } from '../models/formats/index.ts'
+import type { ModelTensors } from '../run/index.ts'
 
-/** Tensors that a decoder of text is run on. */
-export interface RunTensors {
-  readonly input_ids: NDArray
-  readonly attention_mask: NDArray
-  readonly position_ids?: NDArray
+/** Inputs that models of some kind take, and how each is read. */
+const readers: Readonly<Record<keyof ModelTensors, (path: string, name: string, array: NDArray) => NDArray>> = {
+  input_ids: integers,
+  attention_mask: integers,
+  position_ids: integers,
+  token_type_ids: integers,
+  decoder_input_ids: integers,
+  decoder_attention_mask: integers,
+  decoder_position_ids: integers,
+  pixel_values: pixels,
 }
 
-/** Inputs that other kinds of models take, and what they are. Given to a model without them they must not be ignored. */
+/** Inputs that no model takes here, and what they are. They must not be ignored. */
 const otherInputs: Readonly<Record<string, string>> = {
-  pixel_values: 'images',
-  pixel_mask: 'images',
-  decoder_input_ids: 'a decoder beside an encoder',
-  decoder_attention_mask: 'a decoder beside an encoder',
+  pixel_mask: 'parts of images',
   encoder_hidden_states: 'a decoder beside an encoder',
   encoder_outputs: 'a decoder beside an encoder',
-  token_type_ids: 'pairs of texts',
   input_features: 'sound',
   input_values: 'sound',
   inputs_embeds: 'embeddings instead of tokens',
@@ -26,32 +28,41 @@ const otherInputs: Readonly<Record<string, string>> = {
 
 /** What an inputs file holds. */
 export interface InputsFile {
-  readonly tensors: RunTensors
+  readonly tensors: ModelTensors
   /** Names of tensors that are no inputs. */
   readonly others: readonly string[]
 }
 
-/** Reads an inputs file; what no decoder of text takes is refused, what is no input at all is listed. */
+/** Reads an inputs file; what no model takes is refused, what is no input at all is listed. */
 export async function readInputs(path: string): Promise<InputsFile> {
   const store = await openSafetensors(path)
   try {
     const names = [...store.tensors.keys()]
     const foreign = names.find((n) => Object.hasOwn(otherInputs, n))
     if (foreign !== undefined)
-      throw new UsageError(`${path} holds '${foreign}' (${otherInputs[foreign]}), which this model does not take; take it out of the file.`)
-    if (!store.has('input_ids')) throw new UsageError(`${path} holds no 'input_ids'; store the token ids, [batch, pos], under that name.`)
-    const input_ids = integers(path, 'input_ids', await store.readRaw('input_ids'))
-    const attention_mask = store.has('attention_mask')
-      ? integers(path, 'attention_mask', await store.readRaw('attention_mask'))
-      : { ...input_ids, data: new BigInt64Array(input_ids.data.length).fill(1n) }
-    const position_ids = store.has('position_ids')
-      ? { position_ids: integers(path, 'position_ids', await store.readRaw('position_ids')) }
-      : {}
-    const own = ['input_ids', 'attention_mask', 'position_ids']
-    return { tensors: { input_ids, attention_mask, ...position_ids }, others: names.filter((n) => !own.includes(n)) }
+      throw new UsageError(`${path} holds '${foreign}' (${otherInputs[foreign]}), which no model takes here; take it out of the file.`)
+    const own = names.filter((n) => Object.hasOwn(readers, n)) as (keyof ModelTensors)[]
+    if (!own.some((n) => n === 'input_ids' || n === 'pixel_values'))
+      throw new UsageError(
+        `${path} holds no 'input_ids' and no 'pixel_values'; store the token ids, [batch, pos], or the images under that name.`,
+      )
+    const read = await Promise.all(own.map(async (n) => [n, readers[n](path, n, await store.readRaw(n))] as const))
+    const tensors: ModelTensors = Object.fromEntries(read)
+    const { input_ids, attention_mask } = tensors
+    const all = input_ids && !attention_mask && { ...input_ids, data: new BigInt64Array(input_ids.data.length).fill(1n) }
+    return { tensors: { ...tensors, ...(all ? { attention_mask: all } : {}) }, others: names.filter((n) => !Object.hasOwn(readers, n)) }
   } finally {
     await store.close()
   }
+}
+
+/** Images as float32 [batch, channel, row, column]. */
+function pixels(path: string, name: string, array: NDArray): NDArray {
+  if (array.dtype !== 'float32')
+    throw new UsageError(
+      `'${name}' in ${path} must be float32 [batch, channel, row, column], not ${array.dtype} [${array.shape.join(', ')}].`,
+    )
+  return array
 }
 
 /** As int64 [batch, pos], as which inputs are stored again; booleans are 0 and 1. */
@@ -63,7 +74,10 @@ function integers(path: string, name: string, array: NDArray): NDArray<BigInt64A
 }
 
 /** Rows of token ids as tensors, padded on the right. */
-export function tensorsOfRows(rows: readonly (readonly number[])[], pad: number): RunTensors {
+export function tensorsOfRows(
+  rows: readonly (readonly number[])[],
+  pad: number,
+): Required<Pick<ModelTensors, 'input_ids' | 'attention_mask'>> {
   const width = Math.max(0, ...rows.map((r) => r.length))
   const shape = [rows.length, width]
   const fill = (value: (row: readonly number[], c: number) => number): NDArray<BigInt64Array> => ({

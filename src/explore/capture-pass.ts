@@ -99,7 +99,7 @@ export function planPass(model: Model, options: PassSettings): PassPlan {
       "The 'where.phase' of a capture is 'generated', but a capture generates nothing, so it can never hold; leave it out.",
     )
   const found = [...new Map(patterns.flatMap((p) => model.resolve(p)).map((i) => [i.site, i])).values()]
-  const infos = found.filter((i) => layerAllowed(where, i.layer, model.spec.layers))
+  const infos = found.filter((i) => layerAllowed(where, i.layer, i.stack.layers))
   if (infos.length === 0)
     throw new UsageError(
       found.length === 0
@@ -147,9 +147,9 @@ function passSite(model: Model, info: SiteInfo): PassSite {
 /** Token ids of one part of a document. */
 function encode(model: Model, { content, first, document }: CorpusPart): readonly number[] {
   if (typeof content === 'string') return model.tokenizer.encode(content, { addSpecial: first })
-  const bad = content.find((id) => id >= model.spec.vocab || id < 0 || !Number.isInteger(id))
+  const bad = content.find((id) => id >= model.vocab || id < 0 || !Number.isInteger(id))
   if (bad !== undefined)
-    throw new UsageError(`Document ${document} holds the token ${bad}, but the vocabulary has ids 0 to ${model.spec.vocab - 1}.`)
+    throw new UsageError(`Document ${document} holds the token ${bad}, but the vocabulary has ids 0 to ${model.vocab - 1}.`)
   return content
 }
 

@@ -178,7 +178,7 @@ async function settingsOf(model: Model, corpus: Corpus, plan: CapturePlan, dtype
 }
 
 async function statedOf(model: Model): Promise<Pick<CaptureManifest, 'spec' | 'seed' | 'versions'>> {
-  const plain = Object.entries(model.spec).filter(([, value]) => ['string', 'number', 'boolean'].includes(typeof value))
+  const plain = Object.entries(model.internals.record.spec).filter(([, value]) => ['string', 'number', 'boolean'].includes(typeof value))
   const { version } = createRequire(import.meta.url)('../../package.json') as { version: string }
   return {
     spec: Object.fromEntries(plain),

@@ -37,7 +37,7 @@ export function editedModel(model: Model): EditedModel {
   for (const e of model.edits)
     if (e.where?.rows)
       throw new UsageError(`The edit ${e.op} at ${e.site} names rows of a batch, but here rows are stacked anew; take 'where.rows' out.`)
-  const prepare = (edits: readonly Edit[]) => prepareEdits(edits, core.resolver, core.spec)
+  const prepare = (edits: readonly Edit[]) => prepareEdits(edits, core.resolver)
   const own = prepare(model.edits)
   return {
     core,
@@ -61,7 +61,7 @@ export function rowFeeds(edited: EditedModel, rows: readonly (readonly number[])
   const layout = { rows, start, width: step.width, prompt: rows.map((r) => r.length) }
   const fired: FireCounts = new Map()
   const feeds: Record<string, NDArray> = { ...core.constantFeeds, ...step.feeds }
-  for (const e of own) Object.assign(feeds, feedsOf(e, layout, batch, step.total, core.spec, fired))
+  for (const e of own) Object.assign(feeds, feedsOf(e, { text: { step: layout, caller: batch, total: step.total } }, fired))
   if (index !== undefined) feeds[inputNames.lastIndex] = int64(rows.map((r) => placeIn(r, index)))
   return feeds
 }

@@ -8,7 +8,7 @@ export interface TokenInput {
   readonly vocab: number
   /** Factor on the embeddings. */
   readonly scale?: number
-  /** Embedding of the kind of each token; all tokens are of the first kind. */
+  /** Embedding of the kind of each token. */
   readonly types?: { readonly weight: string; readonly count: number }
 }
 
@@ -65,6 +65,8 @@ export interface EncoderSpec extends StackSpec {
   /** Longest input that the model was made for. */
   readonly maxPositions: number
   readonly otherNames?: (name: string) => readonly string[]
+  /** The checkpoint's name of a parameter that the reference calls so in memory. */
+  readonly storedName?: (name: string) => string
   readonly foreign?: readonly string[]
 }
 

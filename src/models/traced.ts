@@ -26,6 +26,8 @@ export const inputNames = {
   positions: 'positions',
   /** Index of the last valid position of each row within this step, int64 [batch] */
   lastIndex: 'last_index',
+  /** Kind of each token where a model knows several, int64 [batch, pos] */
+  types: 'token_type_ids',
 } as const
 
 /** Name of a cache input. */
@@ -39,7 +41,7 @@ export const slotSites: readonly string[] = ['resid_pre', 'resid_mid', 'resid_po
 
 /** A traced model: outputs, sites by canonical name, and caches by layer. */
 export interface TracedModel {
-  /** [batch, pos, d_vocab], or [batch, 1, d_vocab] when traced for the last position only. */
+  /** [batch, pos, d_vocab], or [batch, 1, d_vocab] when traced for the last position only; the last states of a model without an unembedding. */
   readonly logits: Tensor
   /** Canonical site name (`resid_post.3`) → the tensor at that place. */
   readonly sites: ReadonlyMap<string, Tensor>
@@ -47,8 +49,6 @@ export interface TracedModel {
   readonly inner: ReadonlyMap<string, InnerSite>
   /** Keys and values after this step, by layer; empty without a cache. */
   readonly caches: readonly { readonly keys: Tensor; readonly values: Tensor }[]
-  /** The input with the index of the last valid position. */
-  readonly lastIndex: Tensor
 }
 
 /** Choices made while tracing. */

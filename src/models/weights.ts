@@ -14,7 +14,11 @@ const buffers = [/rotary_emb\.inv_freq$/, /\.attn\.(bias|masked_bias)$/, /\.atte
 const prefixes = ['', 'transformer.', 'model.']
 
 /** What a record says about the tensors of its checkpoint. */
-export type ReadSpec = Pick<DecoderSpec, 'family' | 'foreign' | 'otherNames'> & Partial<Pick<DecoderSpec, 'head' | 'embedding'>>
+export type ReadSpec = Pick<DecoderSpec, 'family' | 'foreign' | 'otherNames'> &
+  Partial<Pick<DecoderSpec, 'head' | 'embedding'>> & {
+    /** The checkpoint's name of a parameter that the reference calls so in memory. */
+    readonly storedName?: (name: string) => string
+  }
 
 /** The weights of a model, by the names that its family uses. */
 export class ModelWeights {
@@ -112,7 +116,10 @@ export function parametersOf(spec: ReadSpec, weights: ModelWeights, contextLengt
   }
   const byName = (name: string) => {
     // Hugging Face calls the unembedding so, whatever the checkpoint does.
-    const found = weights.nameOf(name) ?? (name === 'lm_head.weight' ? spec.head && weights.nameOf(spec.head.weight) : undefined)
+    const found =
+      weights.nameOf(name) ??
+      weights.nameOf(spec.storedName?.(name) ?? name) ??
+      (name === 'lm_head.weight' ? spec.head && weights.nameOf(spec.head.weight) : undefined)
     return made.get(found ?? name)
   }
   return { get, table, contextLength, feeds, byName }

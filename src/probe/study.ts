@@ -71,7 +71,7 @@ export async function probe(model: Model, options: ProbeOptions): Promise<StudyR
   const features = await readFeatures(model, options)
   const edits = describeEdits(model.edits)
   const record = {
-    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.spec.family },
+    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.architecture.family },
     position: features.position,
     data: { sha256: await sha256(canonicalJson({ texts, labels })), examples: texts.length, groups: study.groupCount },
     edits,

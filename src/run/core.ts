@@ -1,14 +1,23 @@
 /** @file What all values of one loaded model share: its record, weights, traced graphs, programs and sessions. */
+import { ModelError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
+import { type Architecture, architectureOf, type ModelRecord, type StackView } from '../models/architecture.ts'
 import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
 import { slotName, slotSites, type TracedModel, type TraceOptions } from '../models/traced.ts'
-import { traceDecoder } from '../models/trunks/decoder.ts'
 import { type ModelWeights, parametersOf } from '../models/weights.ts'
 import { SiteResolver } from '../sites/address.ts'
-import { type CallerLayout, type FireCounts, feedsOf, neverFires, type PreparedEdit, slotFeeds, splitSlots } from '../sites/prepare.ts'
+import {
+  type FireCounts,
+  feedsOf,
+  neverFires,
+  type PreparedEdit,
+  type StepPlace,
+  type StepPlaces,
+  slotFeeds,
+  splitSlots,
+} from '../sites/prepare.ts'
 import { rewriteModel } from '../sites/rewrite.ts'
-import type { StepLayout } from '../sites/where.ts'
 import { type Device, Program, SessionCache, type Tensor } from '../tensor/index.ts'
 import { type StreamRoom, streamRoom } from './stream.ts'
 
@@ -40,8 +49,8 @@ export interface ProgramRequest {
   readonly logits: 'all' | 'last' | 'none'
   readonly cache: boolean
   readonly explicitPositions: boolean
-  /** Canonical site at which the run begins. */
-  readonly start?: string | undefined
+  /** Canonical sites at which the run begins. */
+  readonly start?: readonly string[] | undefined
 }
 
 /** A program, with what must be fed to it and fetched from it for one request. */
@@ -49,7 +58,7 @@ export interface PreparedProgram {
   /** Inputs of the program: name → type. */
   readonly inputs: ReadonlyMap<string, Tensor>
   /** Values of the edits' inputs for one step; counts where they fire. */
-  feeds(step: StepLayout, caller: CallerLayout | undefined, total: number, fired: FireCounts): Record<string, NDArray>
+  feeds(places: StepPlaces, fired: FireCounts): Record<string, NDArray>
   run(
     feeds: Readonly<Record<string, NDArray>>,
     options?: { into?: Readonly<Record<string, NDArray>>; signal?: AbortSignal | undefined },
@@ -66,7 +75,9 @@ export const outputNames = {
 
 /** The shared part of a loaded model. */
 export class ModelCore {
-  readonly spec: DecoderSpec
+  readonly record: ModelRecord
+  /** What running the model needs to know of it. */
+  readonly architecture: Architecture
   readonly weights: ModelWeights
   readonly tokenizer: Tokenizer | undefined
   readonly options: CoreOptions
@@ -78,18 +89,35 @@ export class ModelCore {
   private readonly traced = new Map<string, TracedModel>()
   private readonly programs = new Map<string, Promise<Program>>()
 
-  constructor(spec: DecoderSpec, weights: ModelWeights, tokenizer: Tokenizer | undefined, options: CoreOptions) {
-    this.spec = spec
+  constructor(record: ModelRecord, weights: ModelWeights, tokenizer: Tokenizer | undefined, options: CoreOptions) {
+    this.record = record
+    this.architecture = architectureOf(record)
     this.weights = weights
     this.tokenizer = tokenizer
     this.options = options
-    this.resolver = new SiteResolver(spec)
+    this.resolver = new SiteResolver(this.architecture.stacks)
     this.sessions = new SessionCache(options.memory ?? 0, options.stream ? 'just before' : 'longest ago')
-    this.parameters = parametersOf(spec, weights, options.contextLength)
+    this.parameters = parametersOf(this.architecture.read, weights, options.contextLength)
     if (!options.stream) return
     const traced = this.trace({ cache: false, explicitPositions: false, slots: false, lastOnly: false })
     this.room = streamRoom(traced, options.memory)
     this.sessions.limit = this.room.bytes
+  }
+
+  /** The record of a decoder-only language model; refuses other kinds. */
+  get spec(): DecoderSpec {
+    if (this.record.kind !== 'decoder')
+      throw new ModelError(
+        `This works on decoder-only language models; '${this.architecture.family}' is of another kind (${this.record.kind}).`,
+      )
+    return this.record.spec
+  }
+
+  /** The stack that writes text; refuses a model that has none. */
+  get writer(): StackView {
+    const { writer, family, outputs } = this.architecture
+    if (!writer) throw new ModelError(`'${family}' writes no text: it gives out ${outputs.join(', ')}.`)
+    return writer
   }
 
   /** The traced graph of a kind of run. */
@@ -97,7 +125,7 @@ export class ModelCore {
     const key = JSON.stringify(options)
     let traced = this.traced.get(key)
     if (!traced) {
-      traced = traceDecoder(this.spec, this.parameters, options)
+      traced = this.architecture.trace(this.parameters, options)
       this.traced.set(key, traced)
     }
     return traced
@@ -105,7 +133,7 @@ export class ModelCore {
 
   /** The program for a request; the same structure gives the same program, whatever the numbers. */
   async program(request: ProgramRequest): Promise<PreparedProgram> {
-    const { spec } = this
+    const { architecture } = this
     const slots = request.cache && this.keepsSlots
     const { slotted, compiled } = splitSlots(request.edits, (site) => slots && slotSites.includes(site.row.name))
     const readsEnd = [...request.taps, ...compiled.map((e) => e.info.site)].some(
@@ -132,14 +160,16 @@ export class ModelCore {
       ...request.taps.map(outputNames.tap),
       ...compiled.filter((e) => e.when).map((e) => outputNames.fired(e.key)),
       ...(request.cache
-        ? [...Array(spec.layers).keys()].flatMap((l) => [outputNames.cache('keys', l), outputNames.cache('values', l)])
+        ? [...Array(this.writer.layers).keys()].flatMap((l) => [outputNames.cache('keys', l), outputNames.cache('values', l)])
         : []),
     ]
     return {
       inputs: built.inputs,
-      feeds: (step, caller, total, fired) => {
-        const feeds: Record<string, NDArray> = { ...this.parameters.feeds, ...slotFeeds(slotNames, slotted, step, spec.dModel, fired) }
-        for (const e of compiled) Object.assign(feeds, feedsOf(e, step, caller, total, spec, fired))
+      feeds: (places, fired) => {
+        const { step } = places[architecture.sequences[0].name] as StepPlace
+        const { dModel } = architecture.stacks[0]
+        const feeds: Record<string, NDArray> = { ...this.parameters.feeds, ...slotFeeds(slotNames, slotted, step, dModel, fired) }
+        for (const e of compiled) Object.assign(feeds, feedsOf(e, places, fired))
         return feeds
       },
       run: (feeds, options) => built.run(feeds, { ...options, fetch: names }),
@@ -152,7 +182,7 @@ export class ModelCore {
    */
   private get keepsSlots(): boolean {
     const { compile, stream } = this.options
-    if (stream) return false
+    if (stream || !this.architecture.slots) return false
     return compile === 'fused' || (compile === 'auto' && this.weights.bytes > smallBytes)
   }
 
@@ -170,7 +200,7 @@ export class ModelCore {
 
   /** Whether positions enter by rotation, so that explicit ones need attention written out. */
   get rotates(): boolean {
-    return this.spec.positions.kind === 'rotary'
+    return this.architecture.rotates
   }
 
   /** The weight leaf of a parameter that the model reads, by its name in the checkpoint. */
@@ -204,7 +234,9 @@ export class ModelCore {
   }
 
   private residualSites(): string[] {
-    return Array.from({ length: this.spec.layers }, (_, l) => `resid_post.${l}`)
+    return this.architecture.stacks.flatMap(({ prefix = '', layers }) =>
+      Array.from({ length: layers }, (_, l) => `${prefix}resid_post.${l}`),
+    )
   }
 
   private outputsOf(

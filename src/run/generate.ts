@@ -1,13 +1,16 @@
 /** @file Generation: a key-value cache, any number of rows, taps and edits at every step. */
 import { CancelledError, throwIfCancelled, UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
+import type { TokenSequence } from '../models/architecture.ts'
 import { checkSampling, Sampler, type SamplingOptions } from '../models/sampling.ts'
 import { createDecoder } from '../models/text/tokenizer.ts'
 import { cacheName } from '../models/traced.ts'
-import type { FireCounts, PreparedEdit } from '../sites/prepare.ts'
-import { Activation, type Batch, batchOfRows, checkBatch, stepFeeds, toCaller } from './batch.ts'
+import type { SiteInfo } from '../sites/address.ts'
+import type { FireCounts, PreparedEdit, StepPlaces } from '../sites/prepare.ts'
+import { startName } from '../sites/rewrite.ts'
+import { Activation, type Batch, batchOfRows, checkInput, layoutOf, passOf, stepFeeds, toCaller } from './batch.ts'
 import { type ModelCore, outputNames } from './core.ts'
-import { resolveTaps, type TapSpec } from './taps.ts'
+import { type ResolvedTap, resolveTaps, type TapSpec } from './taps.ts'
 
 /** Options of a generation. */
 export interface GenerateOptions extends SamplingOptions {
@@ -52,6 +55,13 @@ export interface GenerationResult {
   readonly unfired: readonly string[]
 }
 
+/** What the steps of a generation start from. */
+interface FirstPass {
+  readonly feeds: Readonly<Record<string, NDArray>>
+  readonly places: StepPlaces
+  readonly values: Readonly<Record<string, Activation>>
+}
+
 interface Row {
   readonly ids: number[]
   readonly prompt: number
@@ -80,9 +90,11 @@ export class Generation implements AsyncIterable<string> {
     this.edits = init.edits
     this.options = init.options
     // Rows go on at their end, so padding has no place here.
-    this.batch = batchOfRows(init.batch.rows)
+    this.batch = { ...init.batch, ...batchOfRows(init.batch.rows) }
     checkSampling(this.options)
-    checkBatch(this.batch, this.core.spec.vocab, this.core.options.contextLength)
+    // Refuses a model that writes no text.
+    void this.core.writer
+    checkInput(this.batch, this.core.architecture, this.core.options.contextLength)
     const { maxNewTokens } = this.options
     if (maxNewTokens !== undefined && (!Number.isInteger(maxNewTokens) || maxNewTokens < 1))
       throw new UsageError(`maxNewTokens must be a positive integer, not ${maxNewTokens}.`)
@@ -115,10 +127,10 @@ export class Generation implements AsyncIterable<string> {
       if (!(error instanceof CancelledError)) throw error
     }
     const unfired = this.edits.filter((e) => !this.fired.get(e.key)).map((e) => `The edit ${e.label} held nowhere in this generation.`)
-    return this.rows.map((r) => ({
+    return this.rows.map((r, b) => ({
       text: r.text.slice(0, r.emitted),
       tokens: r.ids.slice(r.prompt),
-      promptTokens: r.prompt,
+      promptTokens: layoutOf(this.batch, 'source').rows[b]?.length ?? r.prompt,
       finishReason: r.finish ?? 'cancelled',
       tokensPerSecond: this.seconds > 0 ? this.written / this.seconds : 0,
       unfired,
@@ -137,30 +149,42 @@ export class Generation implements AsyncIterable<string> {
     if (this.started) throw new UsageError('This generation has run already; call generate() again.')
     this.started = true
     const { core, options, rows } = this
-    const { spec } = core
+    const { once, sequences } = core.architecture
     const context = core.options.contextLength
-    const taps = resolveTaps(options.taps ?? [], core.resolver, spec)
+    const taps = resolveTaps(options.taps ?? [], core.resolver)
     if (taps.some((t) => t.restricted))
       throw new UsageError('Taps of a generation cannot have a where clause on positions; choose from the steps instead.')
-    const sites = [...new Set(taps.map((t) => t.info.site))]
+    const early = (info: SiteInfo) => info.stack !== core.writer || once.includes(info.site)
+    const laterTaps = taps.filter((t) => !early(t.info))
+    const laterEdits = this.edits.filter((e) => !early(e.info))
+    const foreign = laterEdits.find((e) => [...e.reads, ...(e.when ? [e.when.info] : [])].some(early))
+    if (foreign) throw new UsageError(`The edit ${foreign.label} reads a site of another stack, which a generation computes only once.`)
+    const sites = [...new Set(laterTaps.map((t) => t.info.site))]
     const longest = Math.max(...rows.map((r) => r.prompt))
     const limit = Math.min(options.maxNewTokens ?? 128, context - Math.min(...rows.map((r) => r.prompt)) + 1)
     const capacity = Math.min(context, longest + limit)
     const cache = this.cacheArrays(capacity)
     const begun = performance.now()
-    const program = await core.program({ edits: this.edits, taps: sites, logits: 'last', cache: true, explicitPositions: false })
+    const first = await this.firstPass(
+      taps.filter((t) => early(t.info)),
+      this.edits.filter((e) => early(e.info)),
+    )
+    const start = once.length > 0 ? once : undefined
+    const program = await core.program({ edits: laterEdits, taps: sites, logits: 'last', cache: true, explicitPositions: false, start })
+    const { inputs } = sequences[0] as TokenSequence
     const past = rows.map(() => 0)
     let fresh: (readonly number[])[] = rows.map((r) => r.ids)
 
     for (let n = 0; rows.some((r) => !r.finish); n++) {
       throwIfCancelled(options.signal)
-      const step = stepFeeds(fresh, past, undefined)
+      const step = stepFeeds(fresh, past, undefined, inputs)
       const layout = { rows: rows.map((r) => r.ids), start: [...past], width: step.width, prompt: rows.map((r) => r.prompt) }
-      const feeds = { ...step.feeds, ...cache.feeds, ...program.feeds(layout, undefined, step.total, this.fired) }
+      const places = { ...first.places, [sequences[0].name]: { step: layout, total: step.total } }
+      const feeds = { ...first.feeds, ...step.feeds, ...cache.feeds, ...program.feeds(places, this.fired) }
       const out = await program.run(feeds, { into: cache.into, signal: options.signal })
-      for (const e of this.edits)
+      for (const e of laterEdits)
         if (e.when) this.fired.set(e.key, (this.fired.get(e.key) ?? 0) + Number(out[outputNames.fired(e.key)]?.data[0] ?? 0))
-      const values = this.tapValues(taps, out, fresh)
+      const values = { ...first.values, ...this.tapValues(laterTaps, out, fresh) }
       const logits = out.logits as NDArray<Float32Array>
       const chosen: GenerationStep[] = []
       for (const [b, row] of rows.entries()) {
@@ -179,6 +203,26 @@ export class Generation implements AsyncIterable<string> {
       this.written += chosen.length
       yield* chosen
     }
+  }
+
+  /** What each step starts from: what an encoder makes of its input, computed once, with the edits and taps that come before it. */
+  private async firstPass(taps: readonly ResolvedTap[], edits: readonly PreparedEdit[]): Promise<FirstPass> {
+    const { core, batch } = this
+    const { architecture } = core
+    const { once } = architecture
+    if (once.length === 0) return { feeds: {}, places: {}, values: {} }
+    const pass = passOf(architecture, batch)
+    const sites = [...new Set([...once, ...taps.map((t) => t.info.site)])]
+    const program = await core.program({ edits, taps: sites, logits: 'none', cache: false, explicitPositions: false })
+    const out = await program.run({ ...pass.feeds, ...program.feeds(pass.places, this.fired) }, { signal: this.options.signal })
+    for (const e of edits) if (e.when) this.fired.set(e.key, Number(out[outputNames.fired(e.key)]?.data[0] ?? 0))
+    const values: Record<string, Activation> = {}
+    for (const t of taps) {
+      values[t.info.site] = toCaller(t.info, out[outputNames.tap(t.info.site)] as NDArray, batch)
+      values[t.name] = values[t.info.site] as Activation
+    }
+    const starts = Object.fromEntries(once.map((site) => [startName(site), out[outputNames.tap(site)] as NDArray]))
+    return { feeds: { ...pass.feeds, ...starts }, places: pass.places, values }
   }
 
   private choose(
@@ -220,7 +264,7 @@ export class Generation implements AsyncIterable<string> {
   }
 
   private cacheArrays(capacity: number): { feeds: Record<string, NDArray>; into: Record<string, NDArray> } {
-    const { layers, kvHeads, headDim } = this.core.spec
+    const { layers, kvHeads, headDim } = this.core.writer
     const shape = [this.rows.length, kvHeads, capacity, headDim]
     const size = shape.reduce((p, n) => p * n, 1)
     const feeds: Record<string, NDArray> = {}
@@ -236,18 +280,16 @@ export class Generation implements AsyncIterable<string> {
   }
 
   private tapValues(
-    taps: ReturnType<typeof resolveTaps>,
+    taps: readonly ResolvedTap[],
     out: Record<string, NDArray>,
     fresh: readonly (readonly number[])[],
   ): Record<string, Activation> {
-    const batch = batchOfRows(fresh)
+    const batch: Batch = { ...batchOfRows(fresh), ...(this.batch.others ? { others: this.batch.others } : {}) }
     const values: Record<string, Activation> = {}
     for (const t of taps) {
       const value = out[outputNames.tap(t.info.site)] as NDArray<Float32Array>
       const keyed = t.info.row.axes.includes('key')
-      const activation = keyed
-        ? new Activation(t.info.site, t.info.row.axes, value, batch.columns)
-        : toCaller(t.info.site, t.info.row, value, batch)
+      const activation = keyed ? new Activation(t.info.site, t.info.row.axes, value, batch.columns) : toCaller(t.info, value, batch)
       values[t.info.site] = activation
       values[t.name] = activation
     }

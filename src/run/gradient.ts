@@ -5,10 +5,10 @@ import type { SiteInfo } from '../sites/address.ts'
 import { type FireCounts, feedsOf, type PreparedEdit } from '../sites/prepare.ts'
 import { rewriteModel } from '../sites/rewrite.ts'
 import { differentiate, type Tensor } from '../tensor/index.ts'
-import { type Activation, type Batch, checkBatch, stepFeeds, toCaller } from './batch.ts'
+import { type Activation, type Batch, checkInput, passOf, toCaller } from './batch.ts'
 import type { ModelCore } from './core.ts'
-import { type Loss, type LossFunction, lossFeeds, lossFunction, lossKey, tracedRun } from './losses.ts'
-
+import { needLogits } from './inputs.ts'
+import { type Loss, type LossFunction, lossFeeds, lossFunction, lossKey, readsLogits, tracedRun } from './losses.ts'
 import { checkTokensKnown, type PreparedStart, type Start, startFeeds } from './start.ts'
 
 /** What to differentiate, and with respect to what. */
@@ -64,8 +64,9 @@ export async function gradientOf(
   request: GradientRequest,
   { signal, start }: { signal?: AbortSignal | undefined; start?: PreparedStart | undefined } = {},
 ): Promise<GradientResult> {
-  const { spec } = core
-  checkBatch(batch, spec.vocab, core.options.contextLength)
+  const { architecture } = core
+  checkInput(batch, architecture, core.options.contextLength)
+  if (typeof request.of !== 'function' && readsLogits(request.of)) needLogits(architecture, `the loss ${request.of.kind}`)
   const patterns = request.at === undefined ? [] : typeof request.at === 'string' ? [request.at] : request.at
   const sites = [...new Map(patterns.flatMap((p) => core.resolver.many(p)).map((i) => [i.site, i])).values()]
   const parameters = request.parameters ?? []
@@ -84,22 +85,18 @@ export async function gradientOf(
   checkTokensKnown(batch, start, program.inputs, edits)
   if (batch.anonymous && typeof request.of !== 'function' && request.of.kind === 'next-token')
     throw new UsageError('The loss next-token predicts tokens, so it needs them: give the tokens, too.')
-  const zeros = batch.rows.map(() => 0)
-  const step = stepFeeds(batch.rows, zeros, batch.positions)
-  const layout = { rows: batch.rows, start: zeros, width: step.width, prompt: batch.rows.map((r) => r.length) }
+  const pass = passOf(architecture, batch)
   const fired: FireCounts = new Map()
   const feeds: Record<string, NDArray> = {
     ...core.constantFeeds,
-    ...step.feeds,
-    ...lossFeeds(request.of, batch, spec.vocab),
+    ...pass.feeds,
+    ...lossFeeds(request.of, batch, core.architecture.stacks.find((s) => s.head)?.vocab ?? 0),
     ...startFeeds(start, batch),
   }
-  for (const e of edits) Object.assign(feeds, feedsOf(e, layout, batch, step.total, spec, fired))
+  for (const e of edits) Object.assign(feeds, feedsOf(e, pass.places, fired))
   const out = await program.run(feeds, { signal })
   const named = (name: (s: string) => string, fill?: number) =>
-    Object.fromEntries(
-      sites.map((s) => [s.site, toCaller(s.site, fill === undefined ? s.row : { ...s.row, fill }, out[name(s.site)] as NDArray, batch)]),
-    )
+    Object.fromEntries(sites.map((s) => [s.site, toCaller(s, out[name(s.site)] as NDArray, batch, fill)]))
   return {
     value: Number(out[output.value]?.data[0]),
     // Nothing depends on a place without a token, whatever its value is written as.
@@ -134,7 +131,7 @@ function build(
   const graph = rewriteModel(traced, {
     edits,
     taps: [...new Set([...sites.map((s) => s.site), ...reads])],
-    start,
+    start: start === undefined ? undefined : [start],
     expandAttention: explicitPositions && core.rotates,
     uses: { logits: true, caches: false },
   })

@@ -1,5 +1,5 @@
 /** @file Loading and running models. */
-export { Activation, type Batch, type ModelInput } from './batch.ts'
+export { Activation, type Batch, type ModelInput, type ModelTensors } from './batch.ts'
 export type { CompileMode } from './core.ts'
 export { type FinishReason, type GenerateOptions, Generation, type GenerationResult, type GenerationStep } from './generate.ts'
 export type { GradientOptions, GradientRequest, GradientResult } from './gradient.ts'

@@ -1,10 +1,10 @@
 /** @file Loading: from a source to a model value, checked on the way. */
 import { FormatError, ModelError } from '../base/errors.ts'
 import type { WorkOptions } from '../base/progress.ts'
+import { type Architecture, architectureOf } from '../models/architecture.ts'
 import type { Config } from '../models/config.ts'
-import { specOf } from '../models/families/index.ts'
+import { recordOf } from '../models/families/index.ts'
 import type { WeightStore } from '../models/formats/index.ts'
-import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
 import { type Convert, weightsOf } from '../models/weights.ts'
 import type { Device } from '../tensor/index.ts'
@@ -60,12 +60,13 @@ function roomFor(weights: number, free: number | undefined): number {
 
 /** Builds a model value from opened parts, refusing what does not fit together. */
 export async function assemble(opened: OpenedModel, options: LoadOptions & { convert?: Convert } = {}): Promise<Model> {
-  const spec = specOf(opened.config, options.family)
+  const record = recordOf(opened.config, options.family)
+  const architecture = architectureOf(record)
   const weights = await weightsOf(opened.store, options)
-  const contextLength = contextOf(spec, options.contextLength)
+  const contextLength = contextOf(architecture, options.contextLength)
   const stream = await streams(weights.bytes, options)
   const memory = options.memory ?? (stream ? undefined : roomFor(weights.bytes, await freeMemory()))
-  const core = new ModelCore(spec, weights, opened.tokenizer, {
+  const core = new ModelCore(record, weights, opened.tokenizer, {
     device: options.device ?? 'cpu',
     ...(options.threads ? { threads: options.threads } : {}),
     contextLength,
@@ -75,28 +76,30 @@ export async function assemble(opened: OpenedModel, options: LoadOptions & { con
   })
   // Tracing asks for every tensor by name and shape, so that a wrong checkpoint fails here and not in the numbers.
   core.trace({ cache: false, explicitPositions: false, slots: false, lastOnly: false })
-  weights.checkAllRead(spec)
+  weights.checkAllRead(architecture.read)
   const checks = [
     ...(opened.checks ?? []),
     `all ${opened.store.tensors.size} tensors were read, with the shapes that the config asks for`,
-    ...checkTokenizer(opened.tokenizer, spec),
+    ...checkTokenizer(opened.tokenizer, architecture),
   ]
   return new Model(core, { id: opened.id, hash: opened.hash, checks })
 }
 
-function contextOf(spec: DecoderSpec, wanted: number | undefined): number {
-  if (wanted === undefined) return Math.min(spec.maxPositions, 8192)
+function contextOf({ maxPositions, learnedPositions }: Architecture, wanted: number | undefined): number {
+  if (wanted === undefined) return Math.min(maxPositions, 8192)
   if (!Number.isInteger(wanted) || wanted < 1) throw new ModelError(`contextLength must be a positive integer, not ${wanted}.`)
-  if (spec.positions.kind === 'learned' && wanted > spec.positions.count)
-    throw new ModelError(`contextLength is ${wanted}, but this model has learned ${spec.positions.count} positions and no more.`)
+  if (learnedPositions !== undefined && wanted > learnedPositions)
+    throw new ModelError(`contextLength is ${wanted}, but this model has learned ${learnedPositions} positions and no more.`)
   return wanted
 }
 
-function checkTokenizer(tokenizer: Tokenizer | undefined, spec: DecoderSpec): string[] {
-  if (!tokenizer) return []
-  if (tokenizer.vocabSize > spec.vocab)
+function checkTokenizer(tokenizer: Tokenizer | undefined, { sequences }: Architecture): string[] {
+  const read = sequences.find((s) => s.kind === 'tokens')
+  if (!tokenizer || !read) return []
+  const { vocab } = read
+  if (tokenizer.vocabSize > vocab)
     throw new FormatError(
-      `The tokenizer has ${tokenizer.vocabSize} tokens, but the model's vocabulary has ${spec.vocab}; it belongs to another model.`,
+      `The tokenizer has ${tokenizer.vocabSize} tokens, but the model's vocabulary has ${vocab}; it belongs to another model.`,
     )
-  return [`the tokenizer's ${tokenizer.vocabSize} tokens fit the vocabulary of ${spec.vocab}`]
+  return [`the tokenizer's ${tokenizer.vocabSize} tokens fit the vocabulary of ${vocab}`]
 }

@@ -7,6 +7,7 @@ import {
   gatherRows,
   input,
   logSoftmax,
+  mean,
   mul,
   neg,
   squeeze,
@@ -19,12 +20,14 @@ import type { Batch } from './batch.ts'
 
 /** A run that has not happened yet: what a loss function may look at. */
 export interface TracedRun {
-  /** [batch, pos, d_vocab]; rows are not padded in front, and what lies behind a row's end is no data. */
+  /** [batch, pos, d_vocab], or the last states of a model without an unembedding; rows are not padded in front, and what lies behind a row's end is no data. */
   readonly logits: Tensor
   /** The value of a site, after edits. */
   readonly site: (name: string) => Tensor
   /** Token after each one, int64 [batch, pos]; 0 where there is none. */
   readonly targets: Tensor
+  /** 1 / number of positions that hold a token or a patch, there; float32 [batch, pos]. */
+  readonly positionWeights: Tensor
   /** 1 / number of predicted tokens where there is a token after, else 0; float32 [batch, pos]. */
   readonly targetWeights: Tensor
   /** Position that single-token losses look at, int64 [batch]. */
@@ -39,6 +42,8 @@ export type LossFunction = (run: TracedRun) => Tensor
 /** A loss as data: tokens are ids. */
 export type Loss =
   | { readonly kind: 'next-token' }
+  /** Mean square of what the model gives out, logits or last states, over the positions that hold tokens. */
+  | { readonly kind: 'mean-square' }
   | { readonly kind: 'logit'; readonly token: number; readonly position?: number }
   | { readonly kind: 'logit-difference'; readonly tokens: readonly [number, number]; readonly position?: number }
 
@@ -52,9 +57,13 @@ const kinds: Readonly<Record<Loss['kind'], LossFunction>> = {
     const picked = squeeze(gatherElements(logSoftmax(run.logits), unsqueeze(run.targets, 2), 2), 2)
     return neg(sum(mul(picked, run.targetWeights)))
   },
+  'mean-square': (run) => sum(mul(mean(mul(run.logits, run.logits), [-1]), run.positionWeights)),
   logit: (run) => logitOf(run, 'token'),
   'logit-difference': (run) => sub(logitOf(run, 'token'), logitOf(run, 'other')),
 }
+
+/** Whether a loss looks at logits, which not every model gives out. */
+export const readsLogits = (loss: Loss) => loss.kind !== 'mean-square'
 
 /** The function of a loss. */
 export const lossFunction = (loss: Loss | LossFunction): LossFunction => (typeof loss === 'function' ? loss : kinds[loss.kind])
@@ -63,7 +72,13 @@ export const lossFunction = (loss: Loss | LossFunction): LossFunction => (typeof
 export const lossKey = (loss: Loss): string => loss.kind
 
 /** Names of the inputs that losses add. */
-const names = { targets: 'loss.targets', weights: 'loss.weights', index: 'loss.index', token: (n: string) => `loss.${n}` }
+const names = {
+  targets: 'loss.targets',
+  weights: 'loss.weights',
+  positions: 'loss.positions',
+  index: 'loss.index',
+  token: (n: string) => `loss.${n}`,
+}
 
 /** The traced run around a model's logits. */
 export function tracedRun(logits: Tensor, site: (name: string) => Tensor): TracedRun {
@@ -72,6 +87,7 @@ export function tracedRun(logits: Tensor, site: (name: string) => Tensor): Trace
     site,
     targets: input(names.targets, 'int64', ['batch', 'pos']),
     targetWeights: input(names.weights, 'float32', ['batch', 'pos']),
+    positionWeights: input(names.positions, 'float32', logits.shape.slice(0, 2)),
     index: input(names.index, 'int64', ['batch']),
     token: (n) => input(names.token(n), 'int64', []),
   }
@@ -83,6 +99,9 @@ export function lossFeeds(loss: Loss | LossFunction, batch: Batch, vocab: number
   const width = Math.max(...batch.rows.map((r) => r.length))
   const targets = new BigInt64Array(rows * width)
   const weights = new Float32Array(rows * width)
+  const positions = new Float32Array(rows * width)
+  const held = batch.rows.reduce((n, r) => n + r.length, 0)
+  for (const [b, r] of batch.rows.entries()) positions.fill(1 / held, b * width, b * width + r.length)
   const count = batch.rows.reduce((n, r) => n + r.length - 1, 0)
   for (const [b, r] of batch.rows.entries())
     for (let p = 0; p + 1 < r.length; p++) {
@@ -112,6 +131,7 @@ export function lossFeeds(loss: Loss | LossFunction, batch: Batch, vocab: number
   return {
     [names.targets]: { dtype: 'int64', shape: [rows, width], data: targets },
     [names.weights]: { dtype: 'float32', shape: [rows, width], data: weights },
+    [names.positions]: { dtype: 'float32', shape: [rows, width], data: positions },
     [names.index]: { dtype: 'int64', shape: [rows], data: BigInt64Array.from(index) },
     ...Object.fromEntries(Object.entries(tokens).map(([n, id]) => scalar(n, id))),
   }

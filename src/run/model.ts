@@ -1,17 +1,19 @@
 /** @file The model value: read it, edit it, run it, let it write. */
 import { ModelError, UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
+import type { Architecture } from '../models/architecture.ts'
 import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
-import type { SiteInfo } from '../sites/address.ts'
+import { type SiteInfo, sequenceOf } from '../sites/address.ts'
 import type { Edit } from '../sites/edits.ts'
-import { axisSize, type FireCounts, type PreparedEdit, prepareEdits } from '../sites/prepare.ts'
+import { axisSize, type FireCounts, type PreparedEdit, prepareEdits, type StepPlace, type StepPlaces } from '../sites/prepare.ts'
 import type { AxisName } from '../sites/vocabulary.ts'
 import type { WeightRef } from '../tensor/index.ts'
-import { type Activation, type Batch, batchOfRows, batchOfTensors, checkBatch, type ModelInput, stepFeeds, toCaller } from './batch.ts'
+import { type Activation, type Batch, checkInput, type ModelInput, passOf, toCaller } from './batch.ts'
 import { type ModelCore, outputNames } from './core.ts'
 import { type GenerateOptions, Generation } from './generate.ts'
 import { type GradientOptions, type GradientRequest, type GradientResult, gradientOf } from './gradient.ts'
+import { batchOf, needLogits } from './inputs.ts'
 import {
   batchOfLayout,
   checkTokensKnown,
@@ -84,7 +86,7 @@ export class Model {
     this.core = core
     this.origin = origin
     this.edits = edits
-    this.prepared = prepareEdits(edits, core.resolver, core.spec)
+    this.prepared = prepareEdits(edits, core.resolver)
   }
 
   /** The part that all values of one load share: traced graphs, weights and compiled programs. For methods that build programs of their own over a model. */
@@ -92,9 +94,20 @@ export class Model {
     return this.core
   }
 
-  /** The record of the model: sizes and settings. */
+  /** What is common to all kinds of models: family, stacks, inputs, outputs. */
+  get architecture(): Architecture {
+    return this.core.architecture
+  }
+
+  /** The record of a decoder-only language model: sizes and settings. Refuses other kinds of models. */
   get spec(): DecoderSpec {
     return this.core.spec
+  }
+
+  /** Number of token ids that it reads; 0 where it reads none. */
+  get vocab(): number {
+    const tokens = this.architecture.sequences.find((s) => s.kind === 'tokens')
+    return tokens?.vocab ?? 0
   }
 
   /** Longest context of this load. */
@@ -150,7 +163,7 @@ export class Model {
 
   /** Sizes of a site's axes; names stand for those known only at run time. */
   shapeOf(site: SiteInfo): (number | AxisName)[] {
-    return site.row.axes.map((a) => axisSize(a, this.spec) ?? a)
+    return site.row.axes.map((a) => axisSize(a, site.stack) ?? a)
   }
 
   /**
@@ -166,15 +179,9 @@ export class Model {
     return this.edits.length === 0 ? this : new Model(this.core, this.origin)
   }
 
-  /** Rows of token ids from anything that can be run. Texts get the model's special tokens. */
+  /** The batch of anything that can be run: rows of token ids, or images. Texts get the model's special tokens; an encoder–decoder's decoder then begins with its start token. */
   tokens(input: ModelInput): Batch {
-    if (typeof input === 'string') return batchOfRows([this.tokenizer.encode(input)])
-    if (Array.isArray(input)) return batchOfRows((input as readonly string[]).map((t) => this.tokenizer.encode(t)))
-    const other = input as Exclude<ModelInput, string | readonly string[]>
-    if ('ids' in other) return batchOfRows([other.ids])
-    if ('rows' in other) return batchOfRows(other.rows)
-    if ('input_ids' in other) return batchOfTensors(other)
-    throw new UsageError('Give a text, a list of texts, { ids }, { rows } or { input_ids, attention_mask }.')
+    return batchOf(this.architecture, input, () => this.tokenizer)
   }
 
   /** One forward pass. Taps see values after the edits at their site. */
@@ -182,12 +189,16 @@ export class Model {
     input: StartInput,
     options: RunOptions<Taps> & { readonly logits?: Logits } = {},
   ): Promise<RunResult<Taps, Logits>> {
-    const { spec } = this
-    const start = options.from && resolveStart(options.from, this.core.resolver, spec)
+    const { architecture } = this
+    if (options.logits) needLogits(architecture, "the option 'logits'")
+    const start = options.from && resolveStart(options.from, this.core.resolver)
     const batch = this.batchFrom(input, start)
-    checkBatch(batch, spec.vocab, this.contextLength)
-    const taps = resolveTaps(options.taps ?? [], this.core.resolver, spec)
-    const logits = options.logits ?? true
+    checkInput(batch, architecture, this.contextLength)
+    const wanted = options.logits ?? true
+    // A model without logits gives out its last states instead.
+    const logits = wanted && architecture.outputs.includes('logits')
+    const others = wanted ? architecture.outputs.filter((o) => o !== 'logits') : []
+    const taps = resolveTaps([...others, ...(options.taps ?? [])], this.core.resolver)
     if (!logits && taps.length === 0) throw new UsageError('Nothing is asked for: name taps, or leave logits on.')
     const explicitPositions = batch.positions !== undefined
     const program = await this.core.program({
@@ -196,43 +207,36 @@ export class Model {
       logits: logits ? 'all' : 'none',
       cache: false,
       explicitPositions,
-      start: start?.info.site,
+      start: start && [start.info.site],
     })
     checkTokensKnown(batch, start, program.inputs, this.prepared)
-    const step = stepFeeds(
-      batch.rows,
-      batch.rows.map(() => 0),
-      batch.positions,
-    )
     const prompt = batch.rows.map((r) => Math.min(options.promptLength ?? r.length, r.length))
-    const layout = { rows: batch.rows, start: batch.rows.map(() => 0), width: step.width, prompt }
+    const pass = passOf(architecture, batch, prompt)
     const fired: FireCounts = new Map()
-    const feeds = { ...step.feeds, ...program.feeds(layout, batch, step.total, fired), ...startFeeds(start, batch) }
+    const feeds = { ...pass.feeds, ...program.feeds(pass.places, fired), ...startFeeds(start, batch) }
     const out = await program.run(feeds, { signal: options.signal })
     for (const e of this.prepared) if (e.when) fired.set(e.key, Number(out[outputNames.fired(e.key)]?.data[0] ?? 0))
-    return this.results(out, batch, taps, layout, fired) as unknown as RunResult<Taps, Logits>
+    return this.results(out, batch, taps, pass.places, fired) as unknown as RunResult<Taps, Logits>
   }
 
   /** The batch of a run, which may begin with a value instead of with tokens. */
   private batchFrom(input: StartInput, start: PreparedStart | undefined): Batch {
-    return start && isLayout(input) ? batchOfLayout(input, start) : this.tokens(input as ModelInput)
+    return start && isLayout(input) ? batchOfLayout(this.architecture, input, start) : this.tokens(input as ModelInput)
   }
 
-  private results(
-    out: Record<string, NDArray>,
-    batch: Batch,
-    taps: readonly ResolvedTap[],
-    layout: Parameters<typeof selectPlaces>[1],
-    fired: FireCounts,
-  ) {
-    const value = (site: SiteInfo) => toCaller(site.site, site.row, out[outputNames.tap(site.site)] as NDArray, batch)
+  private results(out: Record<string, NDArray>, batch: Batch, taps: readonly ResolvedTap[], places: StepPlaces, fired: FireCounts) {
+    const value = (site: SiteInfo) => toCaller(site, out[outputNames.tap(site.site)] as NDArray, batch)
     const results: Record<string, Activation> = {}
     const selected: Record<string, Selection> = {}
     const unfired = unfiredEdits(this.prepared, fired)
     for (const t of taps) {
       let activation = results[t.info.site] ?? value(t.info)
       if (t.restricted) {
-        const selection = selectPlaces(t, layout, t.when && (out[outputNames.tap(t.when.info.site)] as NDArray))
+        const selection = selectPlaces(
+          t,
+          (places[sequenceOf(t.info)] as StepPlace).step,
+          t.when && (out[outputNames.tap(t.when.info.site)] as NDArray),
+        )
         if (selection.places.length === 0) unfired.push(`The tap at ${t.info.site} held nowhere in this input.`)
         selected[t.info.site] = selection
         activation = selection.of(t.info, out[outputNames.tap(t.info.site)] as NDArray)
@@ -240,7 +244,7 @@ export class Model {
       results[t.info.site] = activation
       results[t.name] = activation
     }
-    const logits = out.logits ? toCaller('logits', this.site('logits').row, out.logits, batch) : undefined
+    const logits = out.logits ? toCaller(this.site('logits'), out.logits, batch) : undefined
     return { logits, taps: results, tokens: batch.anonymous ? [] : batch.rows, unfired, selected }
   }
 
@@ -249,7 +253,7 @@ export class Model {
    * @param input a batch; losses of its rows add up (next-token is the mean over all).
    */
   gradient(request: GradientRequest, input: StartInput, options: GradientOptions = {}): Promise<GradientResult> {
-    const start = options.from && resolveStart(options.from, this.core.resolver, this.spec)
+    const start = options.from && resolveStart(options.from, this.core.resolver)
     return gradientOf(this.core, this.prepared, this.batchFrom(input, start), request, { signal: options.signal, start })
   }
 

@@ -6,8 +6,7 @@ import type { Model } from './model.ts'
 export function oneToken(model: Model, text: string, what: string, numbers = false): number {
   const found = tokenIn(model, text, numbers)
   if (typeof found === 'number') {
-    if (found >= model.spec.vocab)
-      throw new UsageError(`${what} names the token ${found}, but the vocabulary has ids 0 to ${model.spec.vocab - 1}.`)
+    if (found >= model.vocab) throw new UsageError(`${what} names the token ${found}, but the vocabulary has ids 0 to ${model.vocab - 1}.`)
     return found
   }
   const pieces = found.map((id) => JSON.stringify(model.tokenizer.piece(id))).join(' ')

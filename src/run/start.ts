@@ -1,7 +1,7 @@
 /** @file Starting anywhere: a run from a given activation at a site instead of from the tokens. */
 import { UsageError } from '../base/errors.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
-import type { DecoderSpec } from '../models/spec.ts'
+import type { Architecture } from '../models/architecture.ts'
 import { inputNames } from '../models/traced.ts'
 import type { SiteInfo, SiteResolver } from '../sites/address.ts'
 import { axisSize, type PreparedEdit } from '../sites/prepare.ts'
@@ -30,12 +30,12 @@ export interface PreparedStart {
 }
 
 /** Resolves a start; refuses a site that the model lacks and values that do not fit it. */
-export function resolveStart(start: Start, resolver: SiteResolver, spec: DecoderSpec): PreparedStart {
+export function resolveStart(start: Start, resolver: SiteResolver): PreparedStart {
   for (const key of Object.keys(start))
     if (key !== 'site' && key !== 'value') throw new UsageError(`A start has a site and a value, but no '${key}'.`)
   const info = resolver.one(start.site)
   const { dtype, shape, data } = start.value
-  const wanted = info.row.axes.map((a) => axisSize(a, spec) ?? a)
+  const wanted = info.row.axes.map((a) => axisSize(a, info.stack) ?? a)
   if (dtype !== 'float32') throw new UsageError(`The value to start from at ${info.site} must be float32, not ${dtype}.`)
   if (shape.length !== wanted.length || wanted.some((n, i) => typeof n === 'number' && n !== shape[i]) || data.length !== sizeOf(shape))
     throw new UsageError(`The value to start from at ${info.site} must have shape [${wanted.join(', ')}], not [${shape.join(', ')}].`)
@@ -46,11 +46,22 @@ export function resolveStart(start: Start, resolver: SiteResolver, spec: Decoder
 
 /** Whether an input says only how a value is laid out. */
 export function isLayout(input: unknown): input is { readonly attention_mask?: NDArray; readonly position_ids?: NDArray } {
-  return typeof input === 'object' && input !== null && !Array.isArray(input) && !['ids', 'rows', 'input_ids'].some((k) => k in input)
+  return (
+    typeof input === 'object' &&
+    input !== null &&
+    !Array.isArray(input) &&
+    !['ids', 'rows', 'input_ids', 'pixel_values', 'decoder_input_ids'].some((k) => k in input)
+  )
 }
 
 /** The batch that a value stands for where its tokens are not known. */
-export function batchOfLayout(layout: { readonly attention_mask?: NDArray; readonly position_ids?: NDArray }, start: PreparedStart): Batch {
+export function batchOfLayout(
+  a: Architecture,
+  layout: { readonly attention_mask?: NDArray; readonly position_ids?: NDArray },
+  start: PreparedStart,
+): Batch {
+  if (a.sequences.length > 1)
+    throw new UsageError(`'${a.family}' reads several inputs, whose layout one value does not tell; give the inputs, too.`)
   const unknown = Object.keys(layout).filter((k) => k !== 'attention_mask' && k !== 'position_ids')
   if (unknown.length > 0)
     throw new UsageError(`A run from a start knows no input '${unknown[0]}'; give tokens, attention_mask, position_ids.`)
@@ -64,7 +75,7 @@ export function batchOfLayout(layout: { readonly attention_mask?: NDArray; reado
 
 /** The fed value of a start: rows from the left, without padding in front. */
 export function startFeeds(start: PreparedStart | undefined, batch: Batch): Record<string, NDArray> {
-  return start ? { [startName(start.info.site)]: fromCaller(start.info.site, start.info.row, start.value, batch) } : {}
+  return start ? { [startName(start.info.site)]: fromCaller(start.info, start.value, batch) } : {}
 }
 
 /** Refuses a run without tokens that would read them. */

@@ -1,8 +1,7 @@
 /** @file Taps: what to read, with the same `where` clause as edits. */
 import { EditError } from '../base/errors.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
-import type { DecoderSpec } from '../models/spec.ts'
-import type { SiteInfo, SiteResolver } from '../sites/address.ts'
+import { positionAxis, type SiteInfo, type SiteResolver, sequenceOf } from '../sites/address.ts'
 import { checkWhere, layerAllowed, maskOf, needsMask, type StepLayout, type Where } from '../sites/where.ts'
 import { Activation } from './batch.ts'
 
@@ -21,16 +20,20 @@ export interface ResolvedTap {
 }
 
 /** Resolves taps; refuses what the model lacks and clauses that can never hold. */
-export function resolveTaps(specs: readonly TapSpec[], resolver: SiteResolver, spec: DecoderSpec): ResolvedTap[] {
+export function resolveTaps(specs: readonly TapSpec[], resolver: SiteResolver): ResolvedTap[] {
   const out: ResolvedTap[] = []
   for (const item of specs) {
     const tap = typeof item === 'string' ? { site: item } : item
     const label = `the tap at ${tap.site}`
     const where = checkWhere(tap.where, label)
-    const infos = resolver.many(tap.site).filter((i) => layerAllowed(where, i.layer, spec.layers))
+    const infos = resolver.many(tap.site).filter((i) => layerAllowed(where, i.layer, i.stack.layers))
     if (infos.length === 0) throw new EditError(`${label} can never fire: its 'where.layers' leaves no layer of '${tap.site}'.`)
     const when = where.when && { ...where.when, info: resolver.one(where.when.site) }
-    for (const info of infos)
+    for (const info of infos) {
+      if (where.tokens && sequenceOf(info) === 'image')
+        throw new EditError(`${label} can never fire: its 'where.tokens' names tokens, and an image has none.`)
+      if (when && sequenceOf(when.info) !== sequenceOf(info))
+        throw new EditError(`The 'where.when' of ${label} reads '${when.info.site}', whose positions are not those of '${info.site}'.`)
       out.push({
         name: infos.length === 1 ? tap.site : info.site,
         info,
@@ -38,6 +41,7 @@ export function resolveTaps(specs: readonly TapSpec[], resolver: SiteResolver, s
         restricted: needsMask(where) || when !== undefined,
         ...(when ? { when } : {}),
       })
+    }
   }
   return out
 }
@@ -67,7 +71,7 @@ export function selectPlaces(tap: ResolvedTap, layout: StepLayout, probe: NDArra
     }
   const of = (info: SiteInfo, array: NDArray) => {
     const { axes } = info.row
-    const pos = axes.indexOf('pos')
+    const pos = positionAxis(info.row)
     const before = sizeOf(array.shape.slice(1, pos))
     const after = sizeOf(array.shape.slice(pos + 1))
     const width = array.shape[pos] as number
@@ -81,7 +85,7 @@ export function selectPlaces(tap: ResolvedTap, layout: StepLayout, probe: NDArra
     const shape = [places.length, ...array.shape.slice(1, pos), ...array.shape.slice(pos + 1)]
     return new Activation(
       info.site,
-      axes.filter((a) => a !== 'pos'),
+      axes.filter((_, i) => i !== pos),
       { dtype: 'float32', shape, data },
       places.map(() => [0]),
     )

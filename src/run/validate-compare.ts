@@ -1,6 +1,6 @@
 /** @file How far computed values are from recorded ones: at positions that hold tokens, relative to the scale of the tensor. */
 import type { NDArray } from '../base/types.ts'
-import type { Activation, Batch } from './batch.ts'
+import type { Activation } from './batch.ts'
 
 /** How far values are from recorded ones, and how far they may be. */
 export interface Difference {
@@ -38,18 +38,19 @@ export function differenceOf(ours: ArrayLike<number>, golden: Float32Array, what
 }
 
 /** A site's value over a batch against the recorded one, in the caller's layout; padding does not count. */
-export function compareSite(value: Activation, golden: Float32Array, batch: Batch, what: Compared = 'value'): Difference {
+export function compareSite(value: Activation, golden: Float32Array, what: Compared = 'value'): Difference {
   const { shape, axes } = value
-  const held = batch.columns.map((columns) => {
-    const mask = new Uint8Array(batch.width)
-    for (const c of columns) mask[c] = 1
-    return mask
-  })
+  const held = Array.from({ length: shape[0] as number }, (_, b) =>
+    axes.map((axis, i) => {
+      const columns = value.columnsOf(axis, b)
+      return columns && Uint8Array.from({ length: shape[i] as number }, (_, c) => (columns.includes(c) ? 1 : 0))
+    }),
+  )
   const use = new Uint8Array(value.data.length)
   const index = new Array<number>(shape.length).fill(0)
   for (let flat = 0; flat < use.length; flat++) {
-    const mask = held[index[0] as number] as Uint8Array
-    use[flat] = axes.every((a, i) => (a !== 'pos' && a !== 'key') || mask[index[i] as number] === 1) ? 1 : 0
+    const masks = held[index[0] as number] as (Uint8Array | undefined)[]
+    use[flat] = masks.every((m, i) => !m || m[index[i] as number] === 1) ? 1 : 0
     for (let i = shape.length - 1; i >= 0; i--) {
       index[i] = (index[i] as number) + 1
       if ((index[i] as number) < (shape[i] as number)) break

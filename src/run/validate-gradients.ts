@@ -3,11 +3,11 @@ import { ModelError, messageOf } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import type { Activation } from './batch.ts'
 import type { Model } from './model.ts'
-import { firstRow, type GradientTarget, type Group, NotChecked, type Place } from './validate-recipes.ts'
+import { firstRow, type GradientTarget, type Group, NotChecked, type Place, recordedLoss } from './validate-recipes.ts'
 
 type Found = Activation | NDArray | NotChecked
 
-/** Gradients of the mean next-token cross-entropy of the first row, at all targets at once; one that the model lacks refuses when it is asked for. */
+/** Gradients of the recorded loss of the first row, at all targets at once; one that the model lacks refuses when it is asked for. */
 export async function gradientsAt(model: Model, group: Group, targets: readonly GradientTarget[]): Promise<Place['gradient']> {
   const found = await findAll(model, group, targets)
   return (target) => {
@@ -24,8 +24,8 @@ async function findAll(model: Model, group: Group, targets: readonly GradientTar
   const named = (kind: GradientTarget['kind']) => [...new Set(targets.filter((t) => t.kind === kind).map((t) => t.name))]
   try {
     const { sites, parameters } = await model.gradient(
-      { of: { kind: 'next-token' }, at: named('site'), parameters: named('parameter') },
-      firstRow(group).tensors,
+      { of: recordedLoss(model), at: named('site'), parameters: named('parameter') },
+      firstRow(group),
     )
     return new Map(targets.map((t) => [keyOf(t), (t.kind === 'site' ? sites : parameters)[t.name] as Found]))
   } catch (error) {

@@ -3,14 +3,15 @@ import { ModelError, messageOf, SiteError, throwIfCancelled } from '../base/erro
 import type { NDArray } from '../base/types.ts'
 import type { WeightStore } from '../models/formats/index.ts'
 import { add, type Edit, zero } from '../sites/edits.ts'
-import { type Activation, type Batch, batchOfTensors } from './batch.ts'
+import type { Activation, Batch, ModelTensors } from './batch.ts'
+import type { Loss } from './losses.ts'
 import type { Model } from './model.ts'
 import { compareLast, compareSite, compareTokens, type Difference, differenceOf, negativeLogLikelihoods } from './validate-compare.ts'
 
 /** Prompts of a golden file; a file has one without a prefix, or several such as `chat.`. */
 export interface Group {
   readonly prefix: string
-  readonly tensors: { readonly input_ids: NDArray; readonly attention_mask?: NDArray; readonly position_ids?: NDArray }
+  readonly tensors: ModelTensors
   readonly batch: Batch
 }
 
@@ -65,14 +66,18 @@ type Recipe = (context: { shape: readonly number[]; group: Group; model: Model; 
 const recipes: readonly (readonly [RegExp, Recipe])[] = [
   [/^grad\.param\.(.+)$/, ({ shape, match }) => parameterGradient(match[1] as string, shape)],
   [/^grad\.(.+)$/, ({ shape, model, match }) => siteGradient(model, match[1] as string, shape)],
-  [/^(decoder_input_ids|pixel_values)$/, () => refuse('is an input of another kind of model')],
+  [/^(decoder_input_ids|pixel_values|token_type_ids)$/, () => refuse('is an input of another kind of model')],
   [/^greedy$/, ({ shape, group }) => greedy(shape, group)],
   [
     /^loss$/,
-    () => ({
-      sites: ['logits'],
-      compare: (golden, { values, group }) => differenceOf([lossOf(values.logits as Activation, group)], golden),
-    }),
+    ({ model }) => {
+      const output = model.architecture.outputs[0] as string
+      const lossOf = losses[recordedLoss(model).kind]
+      return {
+        sites: [output],
+        compare: (golden, { values, group }) => differenceOf([lossOf(values[output] as Activation, group)], golden),
+      }
+    },
   ],
   [/^nll$/, () => ({ sites: [], compare: likelihoods })],
   [/^(.+)\.last(\d*)$/, ({ shape, model, match }) => lastPositions(model, match[1] as string, Number(match[2] || 0), shape)],
@@ -129,11 +134,11 @@ function wholeSite(model: Model, name: string, shape: readonly number[]): Comput
   const { site } = oneSite(model, name)
   return {
     sites: [site],
-    compare(golden, { values, group }) {
+    compare(golden, { values }) {
       const value = values[site] as Activation
       if (value.shape.join() !== shape.join())
         return { error: Number.NaN, tolerance: 0, note: `ours has the shape [${value.shape.join(', ')}]` }
-      return compareSite(value, golden, group.batch)
+      return compareSite(value, golden)
     },
   }
 }
@@ -172,10 +177,21 @@ function greedy(shape: readonly number[], { batch }: Group): Computed {
   }
 }
 
-/** Mean next-token cross-entropy over the first row. */
-function lossOf(logits: Activation, { batch }: Group): number {
-  const nll = negativeLogLikelihoods(logits.row(0), batch.rows[0] as readonly number[])
-  return nll.reduce((sum, v) => sum + v, 0) / nll.length
+/** Losses of the first row, from what a model gives out. */
+const losses: Readonly<Record<'next-token' | 'mean-square', (output: Activation, group: Group) => number>> = {
+  'next-token': (logits: Activation, { batch }: Group) => {
+    const nll = negativeLogLikelihoods(logits.row(0), batch.rows[0] as readonly number[])
+    return nll.reduce((sum, v) => sum + v, 0) / nll.length
+  },
+  'mean-square': (output: Activation) => {
+    const { data } = output.row(0)
+    return data.reduce((sum, v) => sum + v * v, 0) / data.length
+  },
+}
+
+/** The recorded loss, of the first row: mean next-token cross-entropy of a model that goes on with its own input, mean square of the output of others. */
+export function recordedLoss({ architecture }: Model): Loss & { readonly kind: keyof typeof losses } {
+  return { kind: architecture.writer && !architecture.sequences.some((s) => s.name === 'source') ? 'next-token' : 'mean-square' }
 }
 
 /** Negative log-likelihood of every token but the first, of ids that may be one list to be cut into windows, [window, pos − 1]. */
@@ -205,10 +221,13 @@ export interface GradientTarget {
 }
 
 /** The first row of a group alone: what recorded losses, and so their gradients, look at. */
-export function firstRow({ prefix, tensors, batch }: Group): Group {
-  const row = (array: NDArray): NDArray => ({ ...array, shape: [1, batch.width], data: array.data.slice(0, batch.width) })
-  const own = Object.fromEntries(Object.entries(tensors).map(([name, array]) => [name, row(array)])) as unknown as Group['tensors']
-  return { prefix, tensors: own, batch: batchOfTensors(own) }
+export function firstRow({ tensors }: Group): ModelTensors {
+  const row = ({ dtype, shape, data }: NDArray): NDArray => ({
+    dtype,
+    shape: shape.with(0, 1),
+    data: data.slice(0, data.length / (shape[0] as number)),
+  })
+  return Object.fromEntries(Object.entries(tensors).map(([name, array]) => [name, row(array)]))
 }
 
 function siteGradient(model: Model, name: string, shape: readonly number[]): Computed {
@@ -221,7 +240,7 @@ function siteGradient(model: Model, name: string, shape: readonly number[]): Com
       const ours = place.gradient(gradient) as Activation
       if (ours.shape.slice(1).join() !== shape.slice(1).join()) return wrongShape(ours.shape)
       // The other rows are zero, since the loss does not look at them.
-      return compareSite(ours, golden.subarray(0, ours.data.length), firstRow(place.group).batch, 'gradient')
+      return compareSite(ours, golden.subarray(0, ours.data.length), 'gradient')
     },
   }
 }

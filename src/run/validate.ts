@@ -3,8 +3,8 @@ import { join } from 'node:path'
 import { FormatError, throwIfCancelled } from '../base/errors.ts'
 import { readJson, sizeOrKind } from '../base/files.ts'
 import type { WorkOptions } from '../base/progress.ts'
+import { tensorNames } from '../models/architecture.ts'
 import { openSafetensors, type WeightStore } from '../models/formats/index.ts'
-import { batchOfTensors } from './batch.ts'
 import type { Model } from './model.ts'
 import { gradientsAt } from './validate-gradients.ts'
 import { type Golden, type GoldenFacts, type Group, type Job, jobOf, reasonOf } from './validate-recipes.ts'
@@ -39,9 +39,6 @@ export interface ValidateOptions extends WorkOptions {
   readonly file?: string
 }
 
-/** Tensors that are fed, not compared. */
-const inputNames = ['input_ids', 'attention_mask', 'position_ids', 'steer.vector']
-
 /**
  * Compares a model with recorded values: runs the recorded inputs, and looks at every tensor whose name it understands.
  * A tensor passes where max |ours − recorded| ≤ 1e-4 · max |recorded| over unmasked positions (1e-3 for gradients), tokens where all are equal.
@@ -51,13 +48,13 @@ export async function validate(model: Model, folder: string, options: ValidateOp
   const path = join(folder, options.file ?? 'golden.safetensors')
   const store = await openSafetensors(path)
   try {
-    const golden = { store, facts: await factsBeside(path), groups: await groupsOf(store) }
+    const golden = { store, facts: await factsBeside(path), groups: await groupsOf(store, model) }
     const checks = await checkAll(model, golden, options)
     const count = (status: TensorCheck['status']) => checks.filter((c) => c.status === status).length
     const [passed, failed, notChecked] = [count('pass'), count('fail'), count('not checked')]
     if (passed + failed === 0)
       throw new FormatError(
-        `${path} holds no tensor that could be checked: it needs input_ids, and values under names of sites (resid_post.0, logits).`,
+        `${path} holds no tensor that could be checked: it needs the model's inputs (${tensorNames(model.architecture).join(', ')}), and values under names of sites (resid_post.0, logits).`,
       )
     return { model: model.origin.id, against: path, checks, passed, failed, notChecked }
   } finally {
@@ -70,25 +67,31 @@ async function factsBeside(path: string): Promise<GoldenFacts> {
   return typeof (await sizeOrKind(json)) === 'number' ? ((await readJson(json)) as GoldenFacts) : {}
 }
 
-async function groupsOf(store: WeightStore): Promise<Group[]> {
-  const prefixes = [...store.tensors.keys()].filter((n) => /^(.+\.)?input_ids$/.test(n)).map((n) => n.slice(0, -'input_ids'.length))
+async function groupsOf(store: WeightStore, model: Model): Promise<Group[]> {
+  const inputs = groupInputs(model)
+  const main = inputs[0] as string
+  const prefixes = [...store.tensors.keys()].filter((n) => n === main || n.endsWith(`.${main}`)).map((n) => n.slice(0, -main.length))
   const read = async (prefix: string): Promise<Group> => {
-    const get = async (name: string) => (store.has(prefix + name) ? { [name]: await store.readRaw(prefix + name) } : {})
-    const tensors = {
-      input_ids: await store.readRaw(`${prefix}input_ids`),
-      ...(await get('attention_mask')),
-      ...(await get('position_ids')),
-    } as Group['tensors']
-    return { prefix, tensors, batch: batchOfTensors(tensors) }
+    const found = inputs.filter((name) => store.has(prefix + name))
+    const tensors = Object.fromEntries(await Promise.all(found.map(async (name) => [name, await store.readRaw(prefix + name)] as const)))
+    return { prefix, tensors, batch: model.tokens(tensors) }
   }
   // Longest first, so that a name goes to the most specific prompts.
   return (await Promise.all(prefixes.map(read))).sort((a, b) => b.prefix.length - a.prefix.length)
 }
 
+/** Names of the tensors that are fed, that which must be there first. */
+function groupInputs({ architecture }: Model): string[] {
+  const names = tensorNames(architecture)
+  const needed = architecture.sequences.flatMap((s) => (s.kind === 'pixels' ? [s.pixels] : s.start ? [] : [s.tensors.ids]))
+  return [...new Set([...needed, ...names])]
+}
+
 async function checkAll(model: Model, golden: Golden, options: ValidateOptions): Promise<TensorCheck[]> {
   const checks = new Map<string, TensorCheck>()
   const jobs = new Map<string, Job[]>()
-  const names = [...golden.store.tensors.keys()].filter((name) => !isInput(name, golden))
+  const inputs = groupInputs(model)
+  const names = [...golden.store.tensors.keys()].filter((name) => !isInput(name, golden, inputs))
   for (const name of names) {
     const { shape } = golden.store.get(name)
     try {
@@ -107,8 +110,8 @@ async function checkAll(model: Model, golden: Golden, options: ValidateOptions):
   return names.map((name) => checks.get(name) as TensorCheck)
 }
 
-function isInput(name: string, { groups }: Golden): boolean {
-  return name === 'steer.vector' || groups.some((g) => inputNames.some((input) => name === g.prefix + input))
+function isInput(name: string, { groups }: Golden, inputs: readonly string[]): boolean {
+  return name === 'steer.vector' || groups.some((g) => inputs.some((input) => name === g.prefix + input))
 }
 
 async function* runJobs(

@@ -11,7 +11,7 @@ const base = {
   vocab_size: 50,
   max_position_embeddings: 64,
 }
-const resolver = (config: object) => new SiteResolver(specOf({ ...base, ...config }))
+const resolver = (config: object) => new SiteResolver([specOf({ ...base, ...config })])
 
 describe('sites that a model lacks', () => {
   it.each([

@@ -1,15 +1,9 @@
 /** @file Why models lack sites, as sentences: what the table of sites says about each family. */
-import { expertsOf, type Linear, type ModulePaths, type Norm, type Stack } from '../models/spec.ts'
+import type { StackView } from '../models/architecture.ts'
+import { expertsOf } from '../models/spec.ts'
 
-/** What the table asks of a record: the decoders' and the encoders' have it. */
-export interface SiteSpec extends Stack {
-  readonly family: string
-  readonly positions: { readonly kind: string }
-  readonly finalNorm?: Norm
-  readonly modules: ModulePaths
-  /** The unembedding, where there is one. */
-  readonly head?: Linear
-}
+/** What the table asks of a record. */
+export type SiteSpec = StackView
 
 /** The block of a layer. */
 export const blockOf = (s: SiteSpec, layer = 0) => s.block(layer)

@@ -1,9 +1,11 @@
 /** @file Edits made ready for one model: sites resolved, parameters checked against their shapes, inputs computed for each step. */
 import { EditError, SiteError } from '../base/errors.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
-import { type DecoderSpec, expertsOf } from '../models/spec.ts'
+import type { SequenceName } from '../models/architecture.ts'
+import { expertsOf } from '../models/spec.ts'
 import { slotName } from '../models/traced.ts'
-import type { SiteInfo, SiteResolver } from './address.ts'
+import type { SiteSpec } from './absent.ts'
+import { positionAxis, type SiteInfo, type SiteResolver, sequenceOf } from './address.ts'
 import type { OwnEdit, ParamRow } from './edit-ops.ts'
 import {
   type ArrayParam,
@@ -51,9 +53,9 @@ export interface PreparedEdit {
   readonly structure: string
 }
 
-/** Length of a named axis in a model; undefined for those known only at run time. */
-export function axisSize(axis: AxisName, spec: DecoderSpec): number | undefined {
-  const sizes: Readonly<Partial<Record<AxisName, number>>> = {
+/** Length of a named axis in a stack; undefined for those known only at run time. */
+export function axisSize(axis: AxisName, spec: SiteSpec): number | undefined {
+  const sizes: Readonly<Partial<Record<AxisName, number | undefined>>> = {
     d_model: spec.dModel,
     d_mlp: spec.dMlp,
     d_vocab: spec.vocab,
@@ -82,28 +84,29 @@ function functionId(f: object): number {
  * Resolves edits for a model, in order.
  * @throws EditError, SiteError for what can never fire, does not fit, or does not exist.
  */
-export function prepareEdits(edits: readonly Edit[], resolver: SiteResolver, spec: DecoderSpec): PreparedEdit[] {
+export function prepareEdits(edits: readonly Edit[], resolver: SiteResolver): PreparedEdit[] {
   const out: PreparedEdit[] = []
   for (const [i, value] of edits.entries()) {
     const edit = checkEdit(value, i)
     const where = edit.where ?? {}
-    const infos = resolver.many(edit.site).filter((info) => layerAllowed(where, info.layer, spec.layers))
+    const infos = resolver.many(edit.site).filter((info) => layerAllowed(where, info.layer, info.stack.layers))
     if (infos.length === 0)
       throw new EditError(`The edit ${labelOf(edit)} can never fire: its 'where.layers' leaves no layer of '${edit.site}'.`)
-    for (const info of infos) out.push(prepareOne(edit, info, where, resolver, spec, out.length))
+    for (const info of infos) out.push(prepareOne(edit, info, where, resolver, out.length))
   }
   return out
 }
 
-function prepareOne(edit: Edit, info: SiteInfo, where: Where, resolver: SiteResolver, spec: DecoderSpec, index: number): PreparedEdit {
+function prepareOne(edit: Edit, info: SiteInfo, where: Where, resolver: SiteResolver, index: number): PreparedEdit {
   const label = `${edit.op} at ${info.site}`
-  const own = edit.op === 'function' ? undefined : ownEdit(edit, info, label, spec)
-  const params = edit.op === 'function' || own ? new Map<string, PreparedParam>() : prepareParams(edit, info, label, spec)
-  const when = where.when ? prepareWhen(where.when, resolver, label, spec) : undefined
+  const own = edit.op === 'function' ? undefined : ownEdit(edit, info, label)
+  const params = edit.op === 'function' || own ? new Map<string, PreparedParam>() : prepareParams(edit, info, label)
+  const when = where.when ? prepareWhen(where.when, info, resolver, label) : undefined
   const positional = [...params.values()].some((p) => p.positional && p.seed === undefined)
   const masked = needsMask(where) || positional || when !== undefined
-  if (masked && !info.row.axes.includes('pos'))
-    throw new EditError(`The edit ${label} cannot have a 'where' on positions: the site has none.`)
+  if (where.tokens && sequenceOf(info) === 'image')
+    throw new EditError(`The edit ${label} can never fire: its 'where.tokens' names tokens, and an image has none.`)
+  if (masked && positionAxis(info.row) < 0) throw new EditError(`The edit ${label} cannot have a 'where' on positions: the site has none.`)
   const reads = edit.op === 'function' ? edit.reads.map((r) => resolver.one(r)) : []
   const shape = [...params].map(([name, p]) => `${name}:${p.array.shape.map((n, i) => (n === 1 ? 1 : p.axes[i])).join('x')}`).join(',')
   const id = edit.op === 'function' ? `#${functionId(edit.apply)}(${edit.reads.join()})` : ''
@@ -111,22 +114,24 @@ function prepareOne(edit: Edit, info: SiteInfo, where: Where, resolver: SiteReso
   return { edit, label, info, params, masked, ...(when ? { when } : {}), ...(own ? { own } : {}), reads, key: `edit.${index}`, structure }
 }
 
-function ownEdit(edit: DataEdit, info: SiteInfo, label: string, spec: DecoderSpec): OwnEdit | undefined {
+function ownEdit(edit: DataEdit, info: SiteInfo, label: string): OwnEdit | undefined {
   const { prepare } = opRow(edit.op)
   if (!prepare) return undefined
-  const sizes = info.row.axes.slice(2).map((a) => axisSize(a, spec))
+  const sizes = info.row.axes.slice(2).map((a) => axisSize(a, info.stack))
   if (info.row.axes[0] !== 'batch' || info.row.axes[1] !== 'pos' || sizes.some((n) => n === undefined))
     throw new EditError(`The edit ${label} needs a site of one value for each position, but its axes are [${info.row.axes.join(', ')}].`)
   return prepare(edit.params ?? {}, { label, site: info.site, sizes: sizes as number[] })
 }
 
-function prepareWhen(when: When, resolver: SiteResolver, label: string, spec: DecoderSpec) {
+function prepareWhen(when: When, edited: SiteInfo, resolver: SiteResolver, label: string) {
   const info = resolver.one(when.site)
   const axes = info.row.axes
   if (axes.length !== 3 || axes[0] !== 'batch' || axes[1] !== 'pos')
     throw new EditError(`The 'where.when' of ${label} must read a site of axes [batch, pos, …], not '${info.site}' [${axes.join(', ')}].`)
+  if (sequenceOf(info) !== sequenceOf(edited))
+    throw new EditError(`The 'where.when' of ${label} reads '${info.site}', whose positions are not those of '${edited.site}'.`)
   const vector = toArray(when.vector as number[], label)
-  const width = axisSize(axes[2] as AxisName, spec)
+  const width = axisSize(axes[2] as AxisName, info.stack)
   if (vector.shape.length !== 1 || vector.shape[0] !== width)
     throw new EditError(
       `The vector in 'where.when' of ${label} has shape [${vector.shape.join(', ')}], but '${info.site}' is ${width} wide.`,
@@ -135,7 +140,7 @@ function prepareWhen(when: When, resolver: SiteResolver, label: string, spec: De
   return { info, vector, threshold: (above ? when.above : when.below) as number, above }
 }
 
-function prepareParams(edit: DataEdit, info: SiteInfo, label: string, spec: DecoderSpec): Map<string, PreparedParam> {
+function prepareParams(edit: DataEdit, info: SiteInfo, label: string): Map<string, PreparedParam> {
   const row = opRow(edit.op)
   const out = new Map<string, PreparedParam>()
   for (const [name, p] of Object.entries(row.params) as [string, ParamRow][]) {
@@ -154,8 +159,7 @@ function prepareParams(edit: DataEdit, info: SiteInfo, label: string, spec: Deco
     const array = toArray(value, label)
     if (p.kind === 'number' && array.data.length !== 1)
       throw new EditError(`The parameter '${name}' of the edit ${label} must be one number, not an array of ${array.data.length}.`)
-    const prepared =
-      p.kind === 'number' ? { array: { ...array, shape: [] }, axes: [], positional: false } : align(array, info, name, label, spec)
+    const prepared = p.kind === 'number' ? { array: { ...array, shape: [] }, axes: [], positional: false } : align(array, info, name, label)
     if (p.kind === 'vector' && (prepared.positional || array.shape.length === 0))
       throw new EditError(`The parameter '${name}' of the edit ${label} must be a vector, not of shape [${array.shape.join(', ')}].`)
     out.set(name, prepared)
@@ -165,8 +169,9 @@ function prepareParams(edit: DataEdit, info: SiteInfo, label: string, spec: Deco
 }
 
 /** Lays an array against the last axes of its site. */
-function align(array: NDArray<Float32Array>, info: SiteInfo, name: string, label: string, spec: DecoderSpec): PreparedParam {
+function align(array: NDArray<Float32Array>, info: SiteInfo, name: string, label: string): PreparedParam {
   const { axes } = info.row
+  const spec = info.stack
   const wrong = () => {
     const wanted = axes.map((a) => axisSize(a, spec) ?? a).join(', ')
     return new EditError(
@@ -218,22 +223,28 @@ export interface CallerLayout {
 /** Counts what fired on the host side during a run, by edit key. */
 export type FireCounts = Map<string, number>
 
+/** One step over one sequence of a model. */
+export interface StepPlace {
+  readonly step: StepLayout
+  readonly caller?: CallerLayout | undefined
+  /** Longest row after this step. */
+  readonly total: number
+}
+
+/** One step over the sequences of a model, by name. */
+export type StepPlaces = Readonly<Partial<Record<SequenceName, StepPlace | undefined>>>
+
 /** Values of an edit's inputs for one step. */
-export function feedsOf(
-  e: PreparedEdit,
-  step: StepLayout,
-  caller: CallerLayout | undefined,
-  total: number,
-  spec: DecoderSpec,
-  fired: FireCounts,
-): Record<string, NDArray> {
+export function feedsOf(e: PreparedEdit, places: StepPlaces, fired: FireCounts): Record<string, NDArray> {
+  const place = places[sequenceOf(e.info)] as StepPlace
+  const { step } = place
   const feeds: Record<string, NDArray> = {}
   const batch = step.rows.length
   const { mask, fired: count } = e.masked ? maskOf(e.edit.where ?? {}, step) : { mask: undefined, fired: batch * step.width }
   for (const [name, p] of e.params) {
     const input = `${e.key}.${name}`
-    if (p.seed !== undefined) feeds[input] = noiseArray(e, p.seed, step, total, spec)
-    else if (p.positional) feeds[input] = positionalArray(p, e, step, caller, total, spec, mask as Uint8Array)
+    if (p.seed !== undefined) feeds[input] = noiseArray(e, p.seed, place, places)
+    else if (p.positional) feeds[input] = positionalArray(p, e, place, places, mask as Uint8Array)
     else feeds[input] = p.array
   }
   for (const [name, { array }] of Object.entries(e.own?.inputs ?? {})) feeds[`${e.key}.${name}`] = array
@@ -303,15 +314,20 @@ function zeros(width: number): NDArray {
   return array
 }
 
-function stepShape(axes: readonly AxisName[], batch: number, width: number, total: number, spec: DecoderSpec): number[] {
-  const dynamic: Readonly<Partial<Record<AxisName, number>>> = { batch, pos: width, key: total }
-  return axes.map((a) => dynamic[a] ?? (axisSize(a, spec) as number))
+function stepShape({ row, stack }: SiteInfo, { step, total }: StepPlace, places: StepPlaces): number[] {
+  const dynamic: Readonly<Partial<Record<AxisName, number | undefined>>> = {
+    batch: step.rows.length,
+    pos: step.width,
+    key: total,
+    source: places.source?.total,
+  }
+  return row.axes.map((a) => dynamic[a] ?? (axisSize(a, stack) as number))
 }
 
-function noiseArray(e: PreparedEdit, seed: number, step: StepLayout, total: number, spec: DecoderSpec): NDArray {
-  const axes = e.info.row.axes
-  if (axes.includes('key')) throw new SiteError(`The edit ${e.label} is not defined: noise needs a site of axes [batch, pos, …].`)
-  const shape = stepShape(axes, step.rows.length, step.width, total, spec)
+function noiseArray(e: PreparedEdit, seed: number, place: StepPlace, places: StepPlaces): NDArray {
+  const { step } = place
+  if (positionAxis(e.info.row) !== 1) throw new SiteError(`The edit ${e.label} is not defined: noise needs a site of axes [batch, pos, …].`)
+  const shape = stepShape(e.info, place, places)
   const width = sizeOf(shape.slice(2))
   const data = new Float32Array(sizeOf(shape))
   for (let b = 0; b < step.rows.length; b++)
@@ -323,26 +339,20 @@ function noiseArray(e: PreparedEdit, seed: number, step: StepLayout, total: numb
 }
 
 /** Lays a recorded array out for one step; positions beyond the record are taken out of the mask. */
-function positionalArray(
-  p: PreparedParam,
-  e: PreparedEdit,
-  step: StepLayout,
-  caller: CallerLayout | undefined,
-  total: number,
-  spec: DecoderSpec,
-  mask: Uint8Array,
-): NDArray {
+function positionalArray(p: PreparedParam, e: PreparedEdit, place: StepPlace, places: StepPlaces, mask: Uint8Array): NDArray {
   const { shape: from, data: source } = p.array
-  const axes = e.info.row.axes
+  const { axes } = e.info.row
+  const { step } = place
   const batch = step.rows.length
-  const shape = stepShape(axes, batch, step.width, total, spec)
+  const shape = stepShape(e.info, place, places)
+  const own = positionAxis(e.info.row)
   const data = new Float32Array(sizeOf(shape))
   const missing = axes.length - from.length
   const size = (i: number) => (i < missing ? 1 : (from[i - missing] as number))
   const batchAxis = axes.indexOf('batch')
   if (size(batchAxis) !== 1 && size(batchAxis) !== batch)
     throw new EditError(`The edit ${e.label} has values for ${size(batchAxis)} rows, but the batch has ${batch}.`)
-  const column = (b: number, position: number, length: number) => {
+  const column = ({ caller }: StepPlace, b: number, position: number, length: number) => {
     const c =
       caller && length === (caller.columns[b]?.length ?? -1) + padding(caller, b, length) ? (caller.columns[b]?.[position] ?? -1) : position
     return c < length ? c : -1
@@ -354,12 +364,13 @@ function positionalArray(
     for (const [i, axis] of axes.entries()) {
       const n = size(i)
       let at = n === 1 ? 0 : (index[i] as number)
-      if (n !== 1 && axis === 'pos')
-        at = column(index[batchAxis] as number, (step.start[index[batchAxis] as number] as number) + (index[i] as number), n)
-      if (n !== 1 && axis === 'key') at = column(index[batchAxis] as number, index[i] as number, n)
+      const b = index[batchAxis] as number
+      if (n !== 1 && i === own) at = column(place, b, (step.start[b] as number) + (index[i] as number), n)
+      else if (n !== 1 && axis === 'key') at = column(place, b, index[i] as number, n)
+      else if (n !== 1 && axis === 'source') at = column(places.source as StepPlace, b, index[i] as number, n)
       if (at < 0) {
         inside = false
-        if (axis === 'pos') mask[(index[batchAxis] as number) * step.width + (index[i] as number)] = 0
+        if (i === own) mask[(index[batchAxis] as number) * step.width + (index[i] as number)] = 0
         break
       }
       offset = offset * n + at

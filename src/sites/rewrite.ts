@@ -5,6 +5,7 @@ import {
   and,
   cast,
   cut,
+  type Dim,
   greater,
   input,
   less,
@@ -19,10 +20,11 @@ import {
   unsqueeze,
   where,
 } from '../tensor/index.ts'
+import { positionAxis } from './address.ts'
 import type { EditOpRow } from './edit-ops.ts'
 import { type DataEdit, opRow } from './edits.ts'
 import { neverFires, type PreparedEdit } from './prepare.ts'
-import type { AxisName } from './vocabulary.ts'
+import type { SiteRow } from './vocabulary.ts'
 
 /** A rewritten model: what it computes, by name. */
 export interface EditedGraph {
@@ -39,8 +41,8 @@ export interface RewriteRequest {
   readonly edits: readonly PreparedEdit[]
   /** Canonical sites to read. */
   readonly taps: readonly string[]
-  /** Canonical site at which the run begins: its value is fed under {@link startName}, and what comes before is not computed. */
-  readonly start?: string | undefined
+  /** Canonical sites at which the run begins: their values are fed under {@link startName}, and what comes before is not computed. */
+  readonly start?: readonly string[] | undefined
   /** Write out all attention, since positions are not the slots. */
   readonly expandAttention?: boolean
   /** What the caller will use; an edit on which none of it depends can never fire. */
@@ -60,21 +62,25 @@ export function rewriteModel(traced: TracedModel, request: RewriteRequest): Edit
   }
   const fired = new Map<string, Tensor>()
   const rules = new Map<Tensor, TensorRule[]>()
-  const begin = request.start === undefined ? undefined : siteOf(request.start)
-  if (begin) rules.set(begin, [{ label: `start at ${request.start}`, apply: () => startTensor(request.start as string, begin) }])
+  const begin = (request.start ?? []).map((site) => ({ site, value: siteOf(site) }))
+  for (const { site, value } of begin) rules.set(value, [{ label: `start at ${site}`, apply: () => startTensor(site, value) }])
   for (const e of request.edits) {
     const target = siteOf(e.info.site)
     const list = rules.get(target) ?? []
     list.push(ruleOf(e, target, siteOf, fired))
     rules.set(target, list)
   }
-  checkReach(request, model, siteOf, begin)
+  checkReach(
+    request,
+    model,
+    siteOf,
+    begin.map((b) => b.value),
+  )
   const rewriter = new Rewriter({ tensors: rules })
   const taps = new Map(request.taps.map((site) => [site, rewriter.map(siteOf(site))]))
   const logits = rewriter.map(model.logits)
   const caches = model.caches.map((c) => ({ keys: rewriter.map(c.keys), values: rewriter.map(c.values) }))
-  if (request.start !== undefined)
-    checkStart(request.start, new Map([...taps, ...(request.uses.logits ? [['logits', logits] as const] : [])]))
+  if (begin.length > 0) checkStart(request.start ?? [], new Map([...taps, ...(request.uses.logits ? [['logits', logits] as const] : [])]))
   return { logits, caches, taps, fired }
 }
 
@@ -86,12 +92,14 @@ function startTensor(site: string, value: Tensor): Tensor {
 }
 
 /** Refuses to compute from a start what does not depend on it. */
-function checkStart(start: string, asked: ReadonlyMap<string, Tensor>): void {
+function checkStart(start: readonly string[], asked: ReadonlyMap<string, Tensor>): void {
+  const names = new Set<unknown>(start.map(startName))
   for (const [site, t] of asked) {
-    const reads = topological([t]).some(({ op, attrs }) => op.name === 'input' && attrs.name === startName(start))
-    if (!reads)
+    const reads = topological([t]).some(({ op, attrs }) => op.name === 'input' && names.has(attrs.name))
+    // Where a run starts at several sites, each may serve a part of it.
+    if (!reads && start.length === 1)
       throw new EditError(
-        `'${site}' does not depend on '${start}', where the run starts; ask for a site that comes later, or start earlier.`,
+        `'${site}' does not depend on '${start[0]}', where the run starts; ask for a site that comes later, or start earlier.`,
       )
   }
 }
@@ -103,7 +111,7 @@ function expandInner(
 ): { model: Pick<TracedModel, 'logits' | 'caches'>; sites: ReadonlyMap<string, Tensor> } {
   const wanted = new Set([
     ...request.taps,
-    ...(request.start === undefined ? [] : [request.start]),
+    ...(request.start ?? []),
     ...request.edits.flatMap((e) => [e.info.site, ...(e.when ? [e.when.info.site] : []), ...e.reads.map((r) => r.site)]),
   ])
   const hidden = [...wanted].filter((site) => !traced.sites.has(site) && traced.inner.has(site))
@@ -128,14 +136,14 @@ function checkReach(
   request: RewriteRequest,
   model: Pick<TracedModel, 'logits' | 'caches'>,
   siteOf: (site: string) => Tensor,
-  begin: Tensor | undefined,
+  begin: readonly Tensor[],
 ): void {
   if (request.edits.length === 0) return
   const roots = request.taps.map(siteOf)
   if (request.uses.logits) roots.push(model.logits)
   if (request.uses.caches) for (const c of model.caches) roots.push(c.keys, c.values)
   // What comes before a start is not computed.
-  const reached = new Set(topological(roots, begin?.node))
+  const reached = new Set(topological(roots, new Set(begin.map((t) => t.node))))
   for (const e of request.edits) if (!reached.has(siteOf(e.info.site).node)) throw neverFires(e)
 }
 
@@ -162,14 +170,14 @@ function ruleOf(e: PreparedEdit, target: Tensor, siteOf: (site: string) => Tenso
             })
           : applyData(edit, e, value)
       if (!e.masked) return edited
-      let mask = input(`${key}.mask`, 'bool', ['batch', 'pos'])
+      let mask = input(`${key}.mask`, 'bool', [value.shape[0] as Dim, value.shape[positionAxis(info.row)] as Dim])
       if (when) {
         const along = squeeze(sum(mul(read[0] as Tensor, input(`${key}.when`, 'float32', when.vector.shape)), [-1], true), 2)
         const threshold = input(`${key}.threshold`, 'float32', [])
         mask = and(mask, when.above ? greater(along, threshold) : less(along, threshold))
         fired.set(key, sum(cast(mask, 'float32')))
       }
-      return where(alongSite(mask, info.row.axes), edited, value)
+      return where(alongSite(mask, info.row), edited, value)
     },
   }
 }
@@ -201,8 +209,9 @@ function paramInputs(e: PreparedEdit, value: Tensor): Record<string, Tensor> {
 }
 
 /** A mask [batch, pos] with axes of length 1 where the site has others. */
-function alongSite(mask: Tensor, axes: readonly AxisName[]): Tensor {
-  const pos = axes.indexOf('pos')
+function alongSite(mask: Tensor, row: SiteRow): Tensor {
+  const { axes } = row
+  const pos = positionAxis(row)
   let out = mask
   for (let i = 1; i < pos; i++) out = unsqueeze(out, i)
   for (let i = pos + 1; i < axes.length; i++) out = unsqueeze(out, i)

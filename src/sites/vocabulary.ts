@@ -41,6 +41,8 @@ export interface SiteRow {
   readonly name: string
   /** One of these exists in every block, or one in the model. */
   readonly per: 'layer' | 'model'
+  /** There is one in a model of several stacks, too, of that stack which unembeds: its name has no prefix. */
+  readonly unique?: true
   readonly axes: readonly AxisName[]
   readonly meaning: string
   /** TransformerLens names; `{L}` stands for the layer. The first is the one shown. */
@@ -528,6 +530,7 @@ export const vocabulary: readonly SiteRow[] = [
   {
     name: 'logits_pre',
     per: 'model',
+    unique: true,
     axes: ['batch', 'pos', 'd_vocab'],
     meaning: 'Output of the unembedding, before a factor and a soft-cap, where the family has them; else the same as logits.',
     transformerLens: ['unembed.hook_out', 'hook_unembed'],
@@ -537,6 +540,7 @@ export const vocabulary: readonly SiteRow[] = [
   {
     name: 'logits',
     per: 'model',
+    unique: true,
     axes: ['batch', 'pos', 'd_vocab'],
     meaning: 'Logits of the next token.',
     transformerLens: ['logits'],
@@ -550,7 +554,7 @@ export const siteRows: ReadonlyMap<string, SiteRow> = new Map(vocabulary.map((ro
 
 /** The row of a canonical site (`resid_post.3` → the row of `resid_post`). */
 export function rowOf(site: string): SiteRow | undefined {
-  return siteRows.get(site.split('.')[0] as string)
+  return siteRows.get(site.replace(/^(encoder|decoder)\./, '').split('.')[0] as string)
 }
 
 /** The table of sites for the docs, in Markdown. */

@@ -47,8 +47,8 @@ function rowsOf(model: Model, examples: readonly Example[], side: string): (read
     if (row.length === 0) throw new UsageError(`${which} holds no token; take it out, or give it a text.`)
     if (row.length > model.contextLength)
       throw new UsageError(`${which} has ${row.length} tokens, but the context holds ${model.contextLength}; shorten it.`)
-    const bad = row.find((id) => !Number.isInteger(id) || id < 0 || id >= model.spec.vocab)
-    if (bad !== undefined) throw new UsageError(`${which} holds the token ${bad}, but the vocabulary has ids 0 to ${model.spec.vocab - 1}.`)
+    const bad = row.find((id) => !Number.isInteger(id) || id < 0 || id >= model.vocab)
+    if (bad !== undefined) throw new UsageError(`${which} holds the token ${bad}, but the vocabulary has ids 0 to ${model.vocab - 1}.`)
     return row
   })
 }

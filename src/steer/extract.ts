@@ -232,7 +232,12 @@ async function vectorOf(
   const record: VectorRecord = {
     method: facts.name,
     ...(facts.options ? { options: facts.options } : {}),
-    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.spec.family, layers: model.spec.layers },
+    model: {
+      id: model.origin.id,
+      hash: await model.origin.hash(),
+      family: model.architecture.family,
+      layers: model.architecture.stacks[0].layers,
+    },
     sites: infos.map((i) => i.site),
     prompts: {
       hash: await sha256(canonicalJson({ positive, negative })),

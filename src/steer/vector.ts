@@ -173,8 +173,8 @@ export class SteeringVector implements NDArray<Float32Array> {
         `The vector was measured on ${id}, ${why}; extract it anew on this model, or set allowOtherModel to use it all the same.`,
       )
     if (hash === undefined) {
-      if (family !== undefined && family !== model.spec.family)
-        throw other(`a model of the family '${family}', but ${model.origin.id} is of '${model.spec.family}'`)
+      if (family !== undefined && family !== model.architecture.family)
+        throw other(`a model of the family '${family}', but ${model.origin.id} is of '${model.architecture.family}'`)
     } else if (hash !== (await model.origin.hash())) throw other(`whose files have another hash than those of ${model.origin.id}`)
   }
 

@@ -5,8 +5,8 @@ import type { WeightRef } from './ops/leaf.ts'
 import { sameShape } from './shape.ts'
 import { apply, type Expansion, type Node, shown, Tensor } from './tensor.ts'
 
-/** The nodes that the given tensors depend on, inputs before users; behind the node `end` nothing is visited. */
-export function topological(roots: Iterable<Tensor>, end?: Node): Node[] {
+/** The nodes that the given tensors depend on, inputs before users; behind the nodes `ends` nothing is visited. */
+export function topological(roots: Iterable<Tensor>, ends: ReadonlySet<Node> = new Set()): Node[] {
   const order: Node[] = []
   const seen = new Set<Node>()
   const stack: { node: Node; next: number }[] = []
@@ -16,7 +16,7 @@ export function topological(roots: Iterable<Tensor>, end?: Node): Node[] {
     stack.push({ node: root.node, next: 0 })
     while (stack.length > 0) {
       const top = stack[stack.length - 1] as { node: Node; next: number }
-      if (top.next >= top.node.inputs.length || top.node === end) {
+      if (top.next >= top.node.inputs.length || ends.has(top.node)) {
         order.push(top.node)
         stack.pop()
         continue

@@ -1,6 +1,7 @@
 /** @file `actlens doctor`: what this machine offers, and what is known of a model. */
 import { availableParallelism, cpus, freemem, totalmem } from 'node:os'
 import { CancelledError, messageOf } from '../../base/errors.ts'
+import type { StackView } from '../../models/architecture.ts'
 import { bytesOfModel, embedded, listModels, locate, modelCacheFolder, npmId } from '../../models/hub/index.ts'
 import type { Model } from '../../run/index.ts'
 import { type CommandContext, defineCommand, modelArgument } from '../command.ts'
@@ -94,14 +95,20 @@ async function examineModel(context: CommandContext, name: string): Promise<Mode
   }
 }
 
+/** Sizes of a stack, under names with its prefix. */
+function sizesOf({ prefix = '', layers, dModel, heads, kvHeads, headDim, dMlp, vocab }: StackView): Record<string, number> {
+  const sizes = Object.entries({ layers, dModel, heads, kvHeads, headDim, dMlp, vocab }).filter(([, n]) => n !== undefined)
+  return Object.fromEntries(sizes.map(([name, n]) => [prefix + name, n as number]))
+}
+
 async function describeModel(model: Model) {
-  const { layers, dModel, heads, kvHeads, headDim, dMlp, vocab, family } = model.spec
+  const { family, stacks } = model.architecture
   const absent = new Map(model.sites().flatMap((s) => (s.absent ? [[s.row.name, s.absent] as const] : [])))
   return {
     id: model.origin.id,
     hash: await model.origin.hash(),
     family,
-    sizes: { layers, dModel, heads, kvHeads, headDim, dMlp, vocab, contextLength: model.contextLength },
+    sizes: { ...Object.fromEntries(stacks.flatMap((s) => Object.entries(sizesOf(s)))), contextLength: model.contextLength },
     precision: model.precision,
     tokenizer: model.hasTokenizer,
     chatTemplate: model.hasTokenizer && model.tokenizer.chat !== undefined,

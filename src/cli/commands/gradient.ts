@@ -29,12 +29,16 @@ interface Options {
 
 const options: readonly OptionRow[] = [
   { flags: '--text <text>', doc: 'a text, one row of the batch', parse: parseText, repeat: true, conflicts: ['inputs', 'data'] },
-  { flags: '--inputs <file>', doc: 'safetensors with input_ids, attention_mask, position_ids', conflicts: ['text', 'data'] },
+  {
+    flags: '--inputs <file>',
+    doc: 'safetensors with input_ids, attention_mask, pixel_values, decoder_input_ids …',
+    conflicts: ['text', 'data'],
+  },
   { flags: '--data <file>', doc: 'JSONL, a row a line: { "text" } or { "input_ids" }', conflicts: ['text', 'inputs'] },
   { flags: '--field <name>', doc: 'field of --data that holds the text (default: text)' },
   {
     flags: '--of <loss>',
-    doc: "next-token (mean cross-entropy), logit:TOKEN or logit-difference:A,B; tokens are texts of one token (' dog'), ids (7) or ids:7",
+    doc: "next-token (mean cross-entropy), mean-square (of logits or last states), logit:TOKEN or logit-difference:A,B; tokens are texts of one token (' dog'), ids (7) or ids:7",
     required: true,
   },
   { flags: '--at <sites>', doc: "where: sites, aliases, patterns ('resid_post.*'), separated by commas", repeat: true },
@@ -74,7 +78,7 @@ export const command = defineCommand<{ model: string }, Options>({
       const loss: NDArray = { dtype: 'float32', shape: [], data: Float32Array.of(result.value) }
       const record = {
         of,
-        model: { id: model.origin.id, hash: await model.origin.hash(), family: model.spec.family },
+        model: { id: model.origin.id, hash: await model.origin.hash(), family: model.architecture.family },
         edits: describeEdits(edits),
         precision: model.precision,
         versions: await versions(),
@@ -118,13 +122,13 @@ const padOf = (model: Model) => (model.hasTokenizer ? (model.tokenizer.pad ?? 0)
 function lossOf(model: Model, text: string, position: number | undefined): Loss {
   const [, kind, rest] = /^([a-z-]+)(?::([\s\S]*))?$/.exec(text) ?? []
   const place = position === undefined ? {} : { position }
-  if (kind === 'next-token' && rest === undefined) {
-    if (position !== undefined) throw new UsageError('--position is for logit and logit-difference; next-token looks at all positions.')
+  if ((kind === 'next-token' || kind === 'mean-square') && rest === undefined) {
+    if (position !== undefined) throw new UsageError(`--position is for logit and logit-difference; ${kind} looks at all positions.`)
     return { kind }
   }
   if (kind === 'logit' && rest) return { kind, token: oneToken(model, rest, '--of', true), ...place }
   if (kind === 'logit-difference' && rest) return { kind, tokens: twoTokens(model, rest), ...place }
-  throw new UsageError(`'${text}' is no loss: write next-token, logit:TOKEN or logit-difference:A,B.`)
+  throw new UsageError(`'${text}' is no loss: write next-token, mean-square, logit:TOKEN or logit-difference:A,B.`)
 }
 
 /** The two tokens of `A,B`; a comma may be part of either. */

@@ -217,7 +217,7 @@ export const command = defineCommand<{ model: string }, Options>({
         const record = {
           format: 'actlens-lens-result-1',
           kind,
-          model: { id: model.origin.id, hash: await model.origin.hash(), family: model.spec.family },
+          model: { id: model.origin.id, hash: await model.origin.hash(), family: model.architecture.family },
           ...view.labels,
           edits: describeEdits(edits),
           precision: model.precision,

@@ -168,7 +168,7 @@ function requestOf(context: CommandContext, model: Model, o: SweepCommandOptions
 
 async function recordOf(model: Model, edits: EditedModel['edits'], { signal: _, onProgress: __, ...request }: SweepRequest) {
   return {
-    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.spec.family },
+    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.architecture.family },
     ...request,
     edits: describeEdits(edits),
     precision: model.precision,

@@ -29,7 +29,7 @@ const options: readonly OptionRow[] = [
   { flags: '--text <text>', doc: 'a text, one row of the batch', parse: parseText, repeat: true, conflicts: ['inputs', 'data'] },
   {
     flags: '--inputs <file>',
-    doc: 'safetensors with input_ids, attention_mask, position_ids under these Hugging Face names',
+    doc: 'safetensors with input_ids, attention_mask, pixel_values, decoder_input_ids … under these Hugging Face names',
     conflicts: ['text', 'data'],
   },
   { flags: '--data <file>', doc: 'JSONL, a row a line: { "text" } or { "input_ids" }', conflicts: ['text', 'inputs'] },
@@ -71,7 +71,7 @@ export const command = defineCommand<{ model: string }, Options>({
         ...(start ? { from: start.of(model) } : {}),
       })
       throwIfCancelled(context.io.signal)
-      const values = new Map<string, Activation>(sites.map((s) => [s, result.taps[s] as Activation]))
+      const values = new Map<string, Activation>(Object.entries(result.taps))
       if (result.logits) values.set('logits', result.logits)
       for (const sentence of result.unfired) context.warn(sentence)
       if (options.out !== undefined) {
@@ -150,7 +150,7 @@ export function splitPatterns(text: string): string[] {
 
 async function recordOf(context: CommandContext, model: Model, edits: readonly unknown[], options: Options) {
   return {
-    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.spec.family },
+    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.architecture.family },
     edits,
     ...(options.edits === undefined ? {} : { editsFile: options.edits }),
     ...(options.from === undefined ? {} : { from: options.from }),

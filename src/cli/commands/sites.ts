@@ -1,6 +1,6 @@
 /** @file `actlens sites`: the named sites of a model. */
 import type { Model } from '../../run/index.ts'
-import type { SiteInfo, SiteRow } from '../../sites/index.ts'
+import type { SiteInfo } from '../../sites/index.ts'
 import { defineCommand, modelArgument } from '../command.ts'
 import { withModel } from '../model.ts'
 import { table } from '../table.ts'
@@ -15,7 +15,7 @@ export const command = defineCommand<{ model: string }, object>({
     withModel(context, args.model, {}, async ({ model }) => {
       const sites = model.sites()
       return {
-        json: { model: model.origin.id, family: model.spec.family, sites: sites.map((info) => jsonOf(model, info)) },
+        json: { model: model.origin.id, family: model.architecture.family, sites: sites.map((info) => jsonOf(model, info)) },
         text: textOf(model, sites),
       }
     }),
@@ -27,20 +27,18 @@ function jsonOf(model: Model, info: SiteInfo) {
   return { site, axes, shape: model.shapeOf(info), aliases, ...(absent ? { absent } : {}) }
 }
 
-/** One line for each row of the vocabulary, since a site looks alike in all layers. */
+/** One line for each site, or for all layers of it, since a site looks alike in all layers. */
 function textOf(model: Model, sites: readonly SiteInfo[]): string {
-  const { spec } = model
-  const byRow = new Map<SiteRow, SiteInfo>()
-  for (const info of sites) if (!byRow.has(info.row)) byRow.set(info.row, info)
-  const layers = spec.layers === 1 ? '0' : `{0..${spec.layers - 1}}`
-  const lines = [...byRow].map(([row, info]) => {
-    const aliases = [...row.transformerLens, ...row.huggingFace(spec.modules)].map((a) => a.replace('{L}', 'L'))
-    return [
-      row.per === 'layer' ? `${row.name}.${layers}` : row.name,
-      `[${row.axes.map((a) => (a === 'one' ? '1' : a)).join(', ')}]`,
-      info.absent ? '' : `[${model.shapeOf(info).join(', ')}]`,
-      info.absent ? `missing: ${info.absent}` : aliases.join('  '),
-    ]
-  })
-  return `${model.origin.id}: family ${spec.family}, ${spec.layers} layers\n${table(['site', 'axes', 'shape', 'aliases (L: layer)'], lines)}`
+  const { family, stacks } = model.architecture
+  const nameOf = ({ site, stack: { layers } }: SiteInfo) => site.replace(/\.\d+$/, layers === 1 ? '.0' : `.{0..${layers - 1}}`)
+  const first = new Map<string, SiteInfo>()
+  for (const info of sites) if (!first.has(nameOf(info))) first.set(nameOf(info), info)
+  const lines = [...first].map(([name, info]) => [
+    name,
+    `[${info.row.axes.map((a) => (a === 'one' ? '1' : a)).join(', ')}]`,
+    info.absent ? '' : `[${model.shapeOf(info).join(', ')}]`,
+    info.absent ? `missing: ${info.absent}` : info.aliases.map((a) => a.replace(`.${info.layer}.`, '.L.')).join('  '),
+  ])
+  const sizes = stacks.map((s) => `${s.prefix ? `${s.prefix.slice(0, -1)} ` : ''}${s.layers} layers`).join(', ')
+  return `${model.origin.id}: family ${family}, ${sizes}\n${table(['site', 'axes', 'shape', 'aliases (L: layer)'], lines)}`
 }

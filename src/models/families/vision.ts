@@ -20,6 +20,7 @@ interface Facts {
   /** Module paths before the whole in larger models. */
   readonly prefixes: readonly string[]
   readonly foreign: readonly string[]
+  readonly storedName?: EncoderSpec['storedName']
 }
 
 function visionLike(c: ConfigReader, facts: Facts): EncoderSpec {
@@ -47,12 +48,27 @@ function visionLike(c: ConfigReader, facts: Facts): EncoderSpec {
       sites: facts.sites,
     },
     otherNames: (name) => facts.prefixes.map((p) => `${p}.${name}`),
+    ...(facts.storedName ? { storedName: facts.storedName } : {}),
     foreign: facts.foreign,
   }
 }
 
 const patches = (c: ConfigReader) => (c.integer('image_size') / c.integer('patch_size')) ** 2
 const token = (weight: string, dModel: number): LearnedTokens => ({ weight, shape: [1, 1, dModel], count: 1 })
+
+/** Names of parameters of ViT and its kin in memory, and those in checkpoints. */
+const renamed: readonly (readonly [RegExp, string])[] = [
+  [/(^|\.)layers\.(\d+)\./, '$1encoder.layer.$2.'],
+  [/attention\.q_proj\./, 'attention.attention.query.'],
+  [/attention\.k_proj\./, 'attention.attention.key.'],
+  [/attention\.v_proj\./, 'attention.attention.value.'],
+  [/attention\.o_proj\./, 'attention.output.dense.'],
+]
+const renamedMlp: typeof renamed = [
+  [/mlp\.fc1\./, 'intermediate.dense.'],
+  [/mlp\.fc2\./, 'output.dense.'],
+]
+const storedName = (rules: typeof renamed) => (name: string) => rules.reduce((n, [from, to]) => n.replace(from, to), name)
 
 /** Attention of ViT and its kin, under their names. */
 const vitAttention = (c: ConfigReader, at: (path: string) => string): AttentionSpec => {
@@ -91,6 +107,7 @@ function vitLike(c: ConfigReader, family: string, first: readonly LearnedTokens[
     attention: 'attention',
     sites: { attn_in: 'layernorm_before', mlp_in: 'layernorm_after', mlp_pre: 'intermediate.dense', mlp_out: 'output.dense' },
     prefixes: [family],
+    storedName: storedName([...renamed, ...renamedMlp]),
     foreign: ['pooler.', `${family}.pooler.`, 'classifier.', 'cls_classifier.', 'distillation_classifier.', 'decoder.', ...foreign],
   })
 }
@@ -153,6 +170,7 @@ function dinov2Like(c: ConfigReader, family: string, registers: number): Encoder
       ...(swiglu ? {} : { mlp_pre: 'mlp.fc1' }),
     },
     prefixes: [family],
+    storedName: storedName(renamed),
     foreign: ['embeddings.mask_token', `${family}.embeddings.mask_token`, 'classifier.'],
   })
 }

@@ -52,7 +52,7 @@ class DecoderTrunk {
     if (this.options.lastOnly) x = unsqueeze(gatherRows(x, this.lastIndex), 1)
     if (spec.finalNorm) x = parts.mark('final_norm', parts.norm('final_norm', '', spec.finalNorm, x))
     const logits = this.unembed(x)
-    return { logits, sites: parts.marks.sites, inner: parts.marks.inner, caches: this.caches, lastIndex: this.lastIndex }
+    return { logits, sites: parts.marks.sites, inner: parts.marks.inner, caches: this.caches }
   }
 
   private embed(): Tensor {

@@ -18,7 +18,7 @@ import {
 } from '../../tensor/index.ts'
 import type { EncoderSpec, PixelInput, TokenInput } from '../encoder-spec.ts'
 import type { Rotary, Stack } from '../spec.ts'
-import { inputNames, type SiteMarks } from '../traced.ts'
+import { cacheName, inputNames, type TracedModel } from '../traced.ts'
 import { type Attend, Blocks } from './blocks.ts'
 import { embedPixels, embedTokens, filled, imagePositions } from './inputs.ts'
 import { type Parameters, Parts } from './parts.ts'
@@ -26,14 +26,6 @@ import { PositionTables } from './positions.ts'
 
 /** Name of the input with an image: float32 [batch, channel, row, column]. */
 export const pixelsName = 'pixel_values'
-
-/** A traced encoder. */
-export interface TracedEncoder {
-  /** [batch, pos, d_model] */
-  readonly output: Tensor
-  readonly sites: SiteMarks['sites']
-  readonly inner: SiteMarks['inner']
-}
 
 /** Attention over all positions, or those that a mask [batch, key] shows. */
 export const everywhere =
@@ -44,30 +36,38 @@ export const everywhere =
     return z
   }
 
-/** Attention over the positions up to one's own. */
-export const causal = (parts: Parts, stack: Stack, slots: Tensor, options: { bias?: Tensor } = {}): Attend => {
+/** Attention over the positions up to one's own; with `caches`, also over those of earlier steps, to whose keys and values it adds. */
+export const causal = (
+  parts: Parts,
+  stack: Stack,
+  slots: Tensor,
+  { bias, caches }: { bias?: Tensor; caches?: { keys: Tensor; values: Tensor }[] } = {},
+): Attend => {
   const { heads, kvHeads, headDim } = stack
   const lastSlot = input(inputNames.lastSlot, 'int32', ['batch'])
   const total = input(inputNames.total, 'int32', [])
-  return (qkv, a, site) => {
+  return (qkv, a, site, layer) => {
     const attrs = { heads, kvHeads, headDim, scale: a.scale, interleaved: false, explicitPositions: false }
-    const { z } = attention({ ...qkv, lastSlot, total, slots, ...options }, attrs)
+    const cache = (part: 'keys' | 'values') => input(cacheName(part, layer), 'float32', ['batch', kvHeads, 'capacity', headDim])
+    const past = caches ? { past: { keys: cache('keys'), values: cache('values') } } : {}
+    const { z, keys, values } = attention({ ...qkv, lastSlot, total, slots, ...(bias ? { bias } : {}), ...past }, attrs)
     for (const name of ['attn_scores', 'attn_probs']) parts.inside(site(name), z, name)
+    caches?.push({ keys, values })
     return z
   }
 }
 
 /** Attention of an encoder of tokens: everywhere, or within a window on both sides, after rotation where a layer rotates. */
-const around = (spec: EncoderSpec, parameters: Parameters, parts: Parts, slots: Tensor, mask: Tensor): Attend => {
+const around = (spec: EncoderSpec, parameters: Parameters, parts: Parts, positions: Tensor, mask: Tensor): Attend => {
   const tables = new PositionTables(parameters, input(inputNames.total, 'int32', []))
-  const places = iota(slots, 1)
+  const places = iota(positions, 1)
   const distance = abs(cast(sub(unsqueeze(places, 0), unsqueeze(places, 1)), 'float32'))
   const near = (window: number) => unsqueeze(unsqueeze(where(less(distance, window), scalar(0), Number.MIN_SAFE_INTEGER), 0), 0)
   return (qkv, a, site, layer) => {
     const bias = a.window ? { bias: near(a.window) } : {}
     const { rotary: r } = a
     const turn = (name: 'q' | 'k') => {
-      const turned = rotary(qkv[name], slots, tables.rotary(r as Rotary), { heads: spec.heads, interleaved: r?.interleaved ?? false })
+      const turned = rotary(qkv[name], positions, tables.rotary(r as Rotary), { heads: spec.heads, interleaved: r?.interleaved ?? false })
       const apart = parts.mark(site(`${name}_rot`), reshape(turned, ['batch', 'pos', spec.heads, spec.headDim]))
       return reshape(apart, turned.shape)
     }
@@ -77,8 +77,8 @@ const around = (spec: EncoderSpec, parameters: Parameters, parts: Parts, slots: 
 }
 
 /** Traces an encoder; inputs are those of {@link inputNames} for tokens, or {@link pixelsName}. */
-export function traceEncoder(spec: EncoderSpec, parameters: Parameters, options: { readonly slots?: boolean } = {}): TracedEncoder {
-  const parts = new Parts(parameters, { slots: options.slots ?? false })
+export function traceEncoder(spec: EncoderSpec, parameters: Parameters): TracedModel {
+  const parts = new Parts(parameters)
   const [entering, attend] = spec.input.kind === 'tokens' ? tokens(spec, parameters, parts) : pixels(spec, parameters, parts)
   const blocks = new Blocks({
     parts,
@@ -91,16 +91,18 @@ export function traceEncoder(spec: EncoderSpec, parameters: Parameters, options:
   if (spec.inputNorm) x = parts.norm('embeddings_norm', '', spec.inputNorm, x)
   x = cut(blocks.all(x), spec.layers)
   if (spec.finalNorm) x = parts.mark('final_norm', parts.norm('final_norm', '', spec.finalNorm, x))
-  const output = parts.mark('last_hidden_state', x)
-  return { output, sites: parts.marks.sites, inner: parts.marks.inner }
+  const logits = parts.mark('last_hidden_state', x)
+  return { logits, sites: parts.marks.sites, inner: parts.marks.inner, caches: [] }
 }
 
 function tokens(spec: EncoderSpec, parameters: Parameters, parts: Parts): [Tensor, Attend] {
   const matrix = (name: string) => input(name, 'int64', ['batch', 'pos'])
-  const [ids, slots] = [matrix(inputNames.ids), matrix(inputNames.slots)]
-  const x = embedTokens(spec, spec.input as TokenInput, ids, matrix(inputNames.positions), parameters, parts)
-  if (spec.causal) return [x, causal(parts, spec, slots)]
-  return [x, around(spec, parameters, parts, slots, filled(ids, input(inputNames.lastSlot, 'int32', ['batch'])))]
+  const [ids, positions] = [matrix(inputNames.ids), matrix(inputNames.positions)]
+  const t = spec.input as TokenInput
+  const types = t.types ? matrix(inputNames.types) : undefined
+  const x = embedTokens(spec, t, { ids, positions, ...(types ? { types } : {}) }, parameters, parts)
+  if (spec.causal) return [x, causal(parts, spec, matrix(inputNames.slots))]
+  return [x, around(spec, parameters, parts, positions, filled(ids, input(inputNames.lastSlot, 'int32', ['batch'])))]
 }
 
 function pixels(spec: EncoderSpec, parameters: Parameters, parts: Parts): [Tensor, Attend] {

@@ -22,11 +22,17 @@ import type { Parameters, Parts } from './parts.ts'
 import { learnedIndex } from './positions.ts'
 
 /** Residual stream of tokens [batch, pos], before the norm on it. */
-export function embedTokens(spec: StackSpec, t: TokenInput, ids: Tensor, positions: Tensor, parameters: Parameters, parts: Parts): Tensor {
+export function embedTokens(
+  spec: StackSpec,
+  t: TokenInput,
+  { ids, positions, types }: { readonly ids: Tensor; readonly positions: Tensor; readonly types?: Tensor },
+  parameters: Parameters,
+  parts: Parts,
+): Tensor {
   let x = gather(parameters.get(t.embedding, [t.vocab, spec.dModel]), ids)
   if (t.scale) x = mul(x, t.scale)
   x = parts.mark('embeddings', x)
-  if (t.types) x = add(x, slice(parameters.get(t.types.weight, [t.types.count, spec.dModel]), 0, 0, 1))
+  if (t.types && types) x = add(x, gather(parameters.get(t.types.weight, [t.types.count, spec.dModel]), types))
   if (spec.positions.kind !== 'learned') return x
   const { weight, count, offset } = spec.positions
   const table = parameters.get(weight, [count + offset, spec.dModel])

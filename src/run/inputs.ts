@@ -1,0 +1,99 @@
+/** @file From what people give a model (texts, ids, tensors under their Hugging Face names) to a batch, for each kind of sequence. */
+import { ModelError, UsageError } from '../base/errors.ts'
+import type { NDArray } from '../base/types.ts'
+import { type Architecture, type PixelSequence, type SequenceName, type TokenSequence, tensorNames } from '../models/architecture.ts'
+import type { Tokenizer } from '../models/text/tokenizer.ts'
+import { type Batch, batchOfRows, batchOfTensors, type Layout, type ModelInput, type ModelTensors } from './batch.ts'
+
+/** The batch of an input; refuses what the model does not take. Texts get the model's special tokens. */
+export function batchOf(a: Architecture, input: ModelInput, tokenizer: () => Tokenizer): Batch {
+  if (typeof input === 'string') return ofRows(a, () => [tokenizer().encode(input)])
+  if (Array.isArray(input)) return ofRows(a, () => (input as readonly string[]).map((t) => tokenizer().encode(t)))
+  const other = input as Exclude<ModelInput, string | readonly string[]>
+  if ('ids' in other) return ofRows(a, () => [other.ids])
+  if ('rows' in other) return ofRows(a, () => other.rows)
+  return ofTensors(a, other)
+}
+
+/** A batch of texts: they are what an encoder reads where there is one, else the first sequence. */
+function ofRows(a: Architecture, rows: () => readonly (readonly number[])[]): Batch {
+  const read = a.sequences.find((s) => s.name === 'source') ?? a.sequences[0]
+  if (read.kind !== 'tokens') throw new UsageError(`'${a.family}' reads images, not text: give { ${read.pixels} }.`)
+  const given = batchOfRows(rows())
+  return combined(a, (s) => (s === read ? given : s.kind === 'tokens' ? started(s, given.rows.length) : undefined))
+}
+
+function ofTensors(a: Architecture, tensors: ModelTensors): Batch {
+  const known = tensorNames(a)
+  const given = Object.entries(tensors).filter(([, value]) => value !== undefined) as [string, NDArray][]
+  const unknown = given.find(([name]) => !known.includes(name))
+  if (unknown || given.length === 0)
+    throw new UsageError(
+      `${unknown ? `'${a.family}' takes no input '${unknown[0]}'.` : 'There is no input.'} Give a text, a list of texts, { ids }, { rows }, or tensors among ${known.join(', ')}.`,
+    )
+  const named = new Map(given)
+  const rows = (named.values().next().value as NDArray).shape[0] as number
+  return combined(a, (s) => (s.kind === 'tokens' ? tokensOf(s, named, rows) : undefined), named)
+}
+
+function tokensOf(s: TokenSequence, named: ReadonlyMap<string, NDArray>, rows: number): Layout {
+  const { ids, mask, positions, types } = s.tensors
+  const input_ids = named.get(ids)
+  if (!input_ids) return started(s, rows)
+  const optional = (name: string | undefined) => (name === undefined ? undefined : named.get(name))
+  return batchOfTensors(
+    { input_ids, attention_mask: optional(mask), position_ids: optional(positions), token_type_ids: optional(types) },
+    s.tensors,
+  )
+}
+
+function started(s: TokenSequence, rows: number): Layout {
+  if (!s.start) throw new UsageError(`There is no '${s.tensors.ids}', which this model needs.`)
+  return batchOfRows(Array.from({ length: rows }, () => s.start as readonly number[]))
+}
+
+function combined(
+  a: Architecture,
+  tokens: (s: Architecture['sequences'][number]) => Layout | undefined,
+  named: ReadonlyMap<string, NDArray> = new Map(),
+): Batch {
+  const tensors: Record<string, NDArray> = {}
+  const layouts = a.sequences.map((s): [SequenceName, Layout] => {
+    if (s.kind === 'tokens') return [s.name, tokens(s) as Layout]
+    const pixels = named.get(s.pixels)
+    if (!pixels) throw new UsageError(`There is no '${s.pixels}', which this model needs.`)
+    tensors[s.pixels] = checkPixels(s, pixels)
+    return [s.name, patches(s, pixels.shape[0] as number)]
+  })
+  const [[, first], ...rest] = layouts as [[SequenceName, Layout], ...[SequenceName, Layout][]]
+  const unequal = rest.find(([, l]) => l.rows.length !== first.rows.length)
+  if (unequal)
+    throw new UsageError(
+      `The batch has ${first.rows.length} rows of one input and ${unequal[1].rows.length} of another; give as many of each.`,
+    )
+  return {
+    ...first,
+    ...(rest.length > 0 ? { others: Object.fromEntries(rest) } : {}),
+    ...(Object.keys(tensors).length > 0 ? { tensors } : {}),
+  }
+}
+
+function checkPixels(s: PixelSequence, { dtype, shape, data }: NDArray): NDArray {
+  if (dtype !== 'float32' || shape.length !== 4 || s.shape.some((n, i) => n !== shape[i + 1]))
+    throw new UsageError(`'${s.pixels}' must be float32 of shape [batch, ${s.shape.join(', ')}], not ${dtype} [${shape.join(', ')}].`)
+  const bad = (data as Float32Array).findIndex((v) => !Number.isFinite(v))
+  if (bad >= 0) throw new UsageError(`'${s.pixels}' holds ${data[bad]} at index ${bad}; pixels must be finite.`)
+  return { dtype, shape, data }
+}
+
+/** The patches of images as rows of positions. */
+function patches(s: PixelSequence, images: number): Layout {
+  if (images === 0) throw new UsageError('The batch is empty; give at least one image.')
+  return { ...batchOfRows(Array.from({ length: images }, () => new Array<number>(s.positions).fill(0))), anonymous: true }
+}
+
+/** Refuses with a sentence what needs logits, in a model that gives out none. */
+export function needLogits(a: Architecture, what: string): void {
+  if (!a.outputs.includes('logits'))
+    throw new ModelError(`'${a.family}' gives out no logits, which ${what} needs; its output is ${a.outputs.join(', ')}.`)
+}
