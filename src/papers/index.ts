@@ -15,6 +15,7 @@ const one = (module: { readonly paper: Paper }): Paper => module.paper
 
 /** Loaders of the papers by slug; each is loaded when it is asked for. */
 export const paperLoaders: Readonly<Record<string, () => Promise<Paper>>> = {
+  east: () => import('./east.ts').then(one),
   lineas: () => import('./lineas.ts').then(one),
 }
 

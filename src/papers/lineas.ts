@@ -5,7 +5,7 @@ import type { Model } from '../run/index.ts'
 import { closedFormMaps, lineas, perplexity } from '../steer/index.ts'
 import type { AffineMaps } from '../steer/maps/affine-maps.ts'
 import { mapDistance } from '../steer/maps/lineas.ts'
-import { modelNetwork, pooledRows } from '../steer/maps/pooled.ts'
+import { mappableSites, modelNetwork, pooledRows } from '../steer/maps/pooled.ts'
 import { definePaper, type Figure, type Metrics, type Repeat } from './paper.ts'
 import type { Study } from './study.ts'
 import { topicModel, topicOf, topicStream, topicStreams, topics } from './toys/topics.ts'
@@ -175,7 +175,7 @@ async function judgeOf(
   model: Model,
   data: { source: number[][]; target: number[][]; prompts: number[][]; seed: number },
 ): Promise<(name: string, maps: AffineMaps | undefined) => Promise<Judged>> {
-  const resolved = sites.flatMap((s) => model.resolve(s).map((i) => i.site))
+  const resolved = mappableSites(model, sites)
   const network = modelNetwork(model, data.source, resolved, 'mean')
   const target = await pooledRows(modelNetwork(model, data.target, resolved, 'mean'))
   return async (name, maps) => {

@@ -56,7 +56,7 @@ const cell = (c: Cell) =>
   c === null ? '<td class="n">–</td>' : typeof c === 'number' ? `<td class="n">${round(c)}</td>` : `<td>${html(c)}</td>`
 
 const tableOf = ({ columns, rows }: Pick<Table, 'columns' | 'rows'>) =>
-  `<div class="wide"><table><thead><tr>${columns.map((c) => `<th>${html(c)}</th>`).join('')}</tr></thead><tbody>${rows.map((r) => `<tr>${r.map(cell).join('')}</tr>`).join('')}</tbody></table></div>`
+  `<div class="wide"><table><thead><tr>${columns.map((c, i) => `<th${typeof rows[0]?.[i] === 'number' ? ' class="n"' : ''}>${html(c)}</th>`).join('')}</tr></thead><tbody>${rows.map((r) => `<tr>${r.map(cell).join('')}</tr>`).join('')}</tbody></table></div>`
 
 const list = (title: string, items: readonly string[]) =>
   items.length === 0 ? '' : `<h3>${html(title)}</h3><ul>${items.map((i) => `<li>${html(i)}</li>`).join('')}</ul>`
@@ -111,7 +111,7 @@ h1{font-size:1.9em;line-height:1.2;margin:.1em 0}h2{font-size:1.15em;margin:2em 
 .quick{border:1px dashed var(--soft);padding:8px 12px}
 .verdict{border-left:5px solid;padding:2px 16px;margin:1.5em 0}.verdict .word{font-weight:bold;font-size:1.3em;margin:.2em 0}
 .reproduced{border-color:var(--good)}.reproduced .word{color:var(--good)}.refuted{border-color:var(--bad)}.refuted .word{color:var(--bad)}.inconclusive{border-color:var(--open)}.inconclusive .word{color:var(--open)}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85em;width:100%}th,td{text-align:left;padding:4px 10px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}
-.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}figure{margin:2em 0}figure svg{max-width:100%;height:auto}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85em;width:100%}th,td{text-align:left;padding:4px 10px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}td:first-child{white-space:nowrap}
+.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}figure{margin:2em 0}figure svg{max-width:100%;height:auto}
 pre{background:color-mix(in srgb,var(--ink) 7%,transparent);padding:10px 14px;overflow-x:auto;font-size:.85em}summary{cursor:pointer;margin:1.5em 0 .5em;font-weight:bold}a{color:inherit}
 `

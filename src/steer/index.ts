@@ -1,6 +1,16 @@
 /** @file Steering vectors: extraction, algebra, application, files. */
 export { type CaaOptions, type ChoiceQuestion, caa, choiceExamples } from './caa.ts'
 export { decodeEasySteer, type EasySteerWriteOptions, encodeEasySteer } from './easysteer-vector.ts'
+export {
+  choiceOf,
+  type EntropicDirection,
+  type EntropicOptions,
+  type EntropicRun,
+  type EntropicStep,
+  entropicDirection,
+  sampledEntropy,
+  shuffledEntries,
+} from './entropic.ts'
 export type { ContrastExamples, Example } from './examples.ts'
 export type { Contrast, Extract, ExtractOptions, Fit, MethodFacts } from './extract.ts'
 export { fitMeans, fitSites } from './extract.ts'
