@@ -1,19 +1,14 @@
 /** @file `actlens capture`: activations of a corpus, to disk. */
 
-import { InvalidArgumentError } from 'commander'
-import { UsageError } from '../../base/errors.ts'
-import { type CaptureDType, type CorpusInput, capture, type InvalidPolicy, type Packing } from '../../explore/index.ts'
+import { type CaptureDType, capture, type Packing } from '../../explore/index.ts'
 import type { Where } from '../../sites/index.ts'
 import { defineCommand, integer, modelArgument, type OptionRow } from '../command.ts'
+import { type CorpusOptions, corpusOf, corpusOptions, defined, whereOption } from '../corpus.ts'
 import { withModel } from '../model.ts'
 import { bytes, table } from '../table.ts'
-import { parseText, type TextOrIds } from '../texts.ts'
 import { splitPatterns } from './run.ts'
 
-interface Options {
-  readonly text?: readonly TextOrIds[]
-  readonly data?: string
-  readonly field?: string
+interface Options extends CorpusOptions {
   readonly sites: readonly string[]
   readonly out: string
   readonly dtype?: CaptureDType
@@ -23,15 +18,12 @@ interface Options {
   readonly context?: number
   readonly batchTokens?: number
   readonly shardTokens?: number
-  readonly invalid?: InvalidPolicy
   readonly edits?: string
   readonly resume?: boolean
 }
 
 const options: readonly OptionRow[] = [
-  { flags: '--text <text>', doc: 'a text, one document', parse: parseText, repeat: true, conflicts: ['data'] },
-  { flags: '--data <file>', doc: 'documents: a text a line, JSONL, CSV, Parquet, or safetensors with input_ids', conflicts: ['text'] },
-  { flags: '--field <name>', doc: 'field or column that holds the text (default: text)' },
+  ...corpusOptions,
   {
     flags: '--sites <sites>',
     doc: "what to keep: sites, aliases, patterns ('resid_post.*'), separated by commas",
@@ -45,16 +37,11 @@ const options: readonly OptionRow[] = [
     choices: ['f32', 'f16', 'bf16', 'int8'],
   },
   { flags: '--max-tokens <n>', doc: 'positions to keep in all (default: the whole corpus)', parse: integer(1) },
-  { flags: '--where <json>', doc: `positions to keep, as in an edits file: '{"positions": -1}' (default: all)`, parse: clause },
+  whereOption,
   { flags: '--packing <how>', doc: 'pad: a row for each document; pack: full rows (default: pad)', choices: ['pad', 'pack'] },
   { flags: '--context <n>', doc: 'longest row in tokens; longer documents are cut (default: the context of the model)', parse: integer(1) },
   { flags: '--batch-tokens <n>', doc: 'tokens in one forward pass (default: 1024)', parse: integer(1) },
   { flags: '--shard-tokens <n>', doc: 'positions in a shard (default: what 64 MiB hold)', parse: integer(1) },
-  {
-    flags: '--invalid <how>',
-    doc: 'bytes that are no UTF-8, and NUL: refuse, or replace by U+FFFD (default: refuse)',
-    choices: ['refuse', 'replace'],
-  },
   { flags: '--edits <file>', doc: 'edits file: a JSON array of { op, site, params, where }' },
   { flags: '--resume', doc: 'go on with an interrupted capture in the same folder' },
 ]
@@ -68,7 +55,7 @@ export const command = defineCommand<{ model: string }, Options>({
   async run(context, args, options) {
     const { sites: patterns, out, resume } = options
     const sites = patterns.flatMap(splitPatterns)
-    const data = dataOf(options)
+    const data = corpusOf(options)
     return withModel(context, args.model, options, async ({ model }) => {
       const { io, onProgress } = context
       const { dtype, maxTokens, where, packing, context: length, batchTokens, shardTokens } = options
@@ -109,24 +96,3 @@ export const command = defineCommand<{ model: string }, Options>({
     })
   },
 })
-
-function dataOf({ text, data, field, invalid }: Options): CorpusInput {
-  if (data !== undefined) return { path: data, ...defined({ field, invalid }) }
-  if (field !== undefined || invalid !== undefined)
-    throw new UsageError(`--${field === undefined ? 'invalid' : 'field'} says how to read --data; give --data, too.`)
-  if (text === undefined) throw new UsageError('There is nothing to run on: give --text or --data.')
-  return text
-}
-
-function clause(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    throw new InvalidArgumentError(`It must be JSON, such as {"positions": -1}.`)
-  }
-}
-
-/** The options that were given. */
-function defined<T extends object>(options: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as ReturnType<typeof defined<T>>
-}
