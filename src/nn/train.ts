@@ -69,6 +69,8 @@ export interface TrainOptions extends Omit<StepOptions, 'inputs' | 'parameters' 
   readonly inputs?: Readonly<Record<string, InputType>>
   readonly runtime?: RuntimeOptions
   readonly evaluation?: EvaluationOptions
+  /** Called after each update and before a checkpoint of it, for what is kept beside the optimiser's states: arrays of untrained parameters may be written. */
+  readonly after?: (step: TrainingStep, done: Pick<TrainProgress, 'step' | 'metrics' | 'skipped'>) => Promise<void> | void
   readonly checkpoints?: CheckpointOptions
   /** Scales the loss, and leaves out updates whose gradients overflow; on by default where `compute` is float16. */
   readonly lossScale?: LossScaleOptions
@@ -204,7 +206,8 @@ class Loop {
       }
       const done = await this.one()
       const { step } = this.counters
-      const { evaluation, checkpoints } = this.options
+      const { evaluation, checkpoints, after } = this.options
+      await after?.(this.step, { step, metrics: done.metrics, skipped: done.skipped })
       const figures = evaluation && (step % evaluation.every === 0 || step === steps) ? await evaluation.run(this.step, step) : undefined
       const due = checkpoints && (step % checkpoints.every === 0 || step === steps)
       if (due) await this.save()
