@@ -15,7 +15,27 @@ import { keepsK, type SaeWeights } from '../../models/sae/weights.ts'
 import { sparseDecode } from '../../nn/sparse.ts'
 import type { Model } from '../../run/index.ts'
 import type { SiteInfo } from '../../sites/index.ts'
-import { add, type Device, div, gather, input, matmul, Program, SessionCache, type Tensor, transpose, weight } from '../../tensor/index.ts'
+import {
+  abs,
+  add,
+  cast,
+  type Device,
+  div,
+  gather,
+  greater,
+  input,
+  matmul,
+  maximum,
+  mul,
+  Program,
+  SessionCache,
+  sqrt,
+  sub,
+  sum,
+  type Tensor,
+  transpose,
+  weight,
+} from '../../tensor/index.ts'
 
 /** Where an autoencoder runs. */
 export interface SaeRuntime {
@@ -117,6 +137,13 @@ export class Sae implements AsyncDisposable {
       acts: { dtype: 'float32', shape: [...lead, this.dSae], data: (acts as NDArray<Float32Array>).data },
       output: { dtype: 'float32', shape, data: (output as NDArray<Float32Array>).data },
     }
+  }
+
+  /** What {@link saeMetrics} adds up over batches: sums over rows, and how often each latent is active. */
+  async measure(x: NDArray<Float32Array>): Promise<Record<keyof ReturnType<ReturnType<Sae['graphs']>['measure']>, Float32Array>> {
+    const { count } = this.flat(x, this.dIn)
+    const out = await (await this.program('measure')).run({ x: { ...x, shape: [count, this.dIn] } })
+    return Object.fromEntries(Object.entries(out).map(([n, a]) => [n, a.data])) as Awaited<ReturnType<Sae['measure']>>
   }
 
   /** The decoder row of a latent, [d_out]: what it writes when its activation is 1. */
@@ -263,6 +290,25 @@ export class Sae implements AsyncDisposable {
       forward: () => {
         const a = acts()
         return { acts: a, output: decoded(a) }
+      },
+      measure: () => {
+        const a = acts()
+        const y = decoded(a)
+        // Signed latents are active where they are not zero.
+        const on = cast(greater(abs(a), 0), 'float32')
+        const e = sub(x, y)
+        const [xx, yy, xy] = [sum(mul(x, x), [-1]), sum(mul(y, y), [-1]), sum(mul(x, y), [-1])]
+        const lengths = sqrt(mul(xx, yy))
+        return {
+          fired: sum(on, [0]),
+          l0: sum(on),
+          l1: sum(abs(a)),
+          squares: sum(mul(e, e)),
+          cosine: sum(div(xy, maximum(lengths, 1e-30))),
+          ratio: sum(sqrt(div(yy, maximum(xx, 1e-30)))),
+          outputs: sum(yy),
+          products: sum(xy),
+        }
       },
       reconstruct: () => ({ output: keepsK.has(sae.kind) && sae.kind !== 'groupmax' ? gathered(sae, w, kept(), x, by) : decoded(acts()) }),
     } satisfies Programs
