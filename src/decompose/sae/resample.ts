@@ -6,8 +6,8 @@ import type { ParameterSet, RandomStream } from '../../nn/index.ts'
 import { saeState } from './loss.ts'
 import { Sae } from './sae.ts'
 
-/** Length of a new encoder column, as a share of the mean of the living. */
-const encoderShare = 0.2
+/** Length of a new encoder column, as a share of the mean of the living; among the k largest, a short one would never be. */
+const encoderShare = { few: 1, any: 0.2 }
 
 /** What a resampling reads and writes in place. */
 export interface ResampleRequest {
@@ -15,6 +15,8 @@ export interface ResampleRequest {
   /** States of the optimiser, by keys such as `adam/W_dec/mean`. */
   readonly states: Readonly<Record<string, NDArray<Float32Array>>>
   readonly form: SaeForm
+  /** Whether only the largest activations of a row or a batch are kept. */
+  readonly keepsLargest: boolean
   /** A batch, [rows, d_in], as the encoder sees it. */
   readonly x: NDArray<Float32Array>
   readonly dead: readonly number[]
@@ -23,10 +25,10 @@ export interface ResampleRequest {
 
 /**
  * Sets each dead latent to an input that is drawn with probability in proportion to its squared error, squared: the decoder row is its
- * direction from b_dec, of the mean length of the living; the encoder column the same at a fifth of their length; the bias zero.
+ * direction from b_dec, of the mean length of the living; the encoder column the same at a fifth of their length, or at all of it; the bias zero.
  * The optimiser forgets what it knew of them.
  */
-export async function resample({ parameters, states, form, x, dead, random }: ResampleRequest): Promise<void> {
+export async function resample({ parameters, states, form, keepsLargest, x, dead, random }: ResampleRequest): Promise<void> {
   const [dec, enc] = [parameters.get('W_dec'), parameters.get('W_enc')]
   const [width, dIn] = dec.shape as [number, number]
   const weights = await drawWeights(parameters, form, x)
@@ -35,7 +37,7 @@ export async function resample({ parameters, states, form, x, dead, random }: Re
   const mean = (length: (i: number) => number) => (living.length === 0 ? 1 : living.reduce((s, i) => s + length(i), 0) / living.length)
   const rowLength = mean((i) => Math.hypot(...dec.data.subarray(i * dIn, (i + 1) * dIn)))
   const columnLength =
-    encoderShare *
+    (keepsLargest ? encoderShare.few : encoderShare.any) *
     mean((i) => {
       let squares = 0
       for (let j = 0; j < dIn; j++) squares += (enc.data[j * width + i] as number) ** 2

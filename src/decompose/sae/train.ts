@@ -314,6 +314,7 @@ class SaeState {
         parameters: this.parameters,
         states: step.states,
         form: trainingForm(recipe),
+        keepsLargest: recipe.k !== undefined,
         x: this.scaledRows(this.last),
         dead,
         random: RandomStream.named(this.seed, `resample ${done.step}`),

@@ -138,6 +138,8 @@ export function decoderNorms(sae: SaeWeights): Float32Array {
  */
 export function foldScale(sae: SaeWeights, scale: number): SaeWeights {
   if (!(Number.isFinite(scale) && scale > 0)) throw new UsageError(`A scale of activations must be a positive number, not ${scale}.`)
+  // Thresholds are compared with values that the lengths of decoder rows multiply, and those change with the scale.
+  if (sae.rescales) return foldScale(foldDecoderNorms(sae), scale)
   const { W_enc, W_dec, b_dec, ...rest } = sae.tensors as Record<'W_enc' | 'W_dec' | 'b_dec', NDArray<Float32Array>>
   const tensors = {
     ...rest,
