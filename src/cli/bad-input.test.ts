@@ -60,7 +60,7 @@ const cases: readonly (readonly [line: string, code: number, says: RegExp])[] = 
   ['sites @tiny extra', 2, /Too many arguments/],
   ['sites @tiny --threads 0', 2, /whole number from 1/],
   ['sites @tiny --device tpu', 2, /cpu, webgpu, cuda/],
-  ['sites @tiny --precision q4', 1, /precision 'q4' is not available/],
+  ['sites @tiny --precision q5', 2, /f32, f16, q8, q4/],
   ['run @tiny', 2, /give --text, --inputs or --data/],
   ['run @tiny --text ids:', 2, /ids:5,6,7/],
   ['run @tiny --text ids:1,x', 2, /ids:5,6,7/],

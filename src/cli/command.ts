@@ -1,6 +1,7 @@
 /** @file A command is a row: name, summary, example, arguments, options and what it does. Parser, help and docs derive from it. */
 import { Argument, Command, InvalidArgumentError, Option } from 'commander'
 import type { OnProgress } from '../base/progress.ts'
+import { type Precision, precisions } from '../models/quantised.ts'
 import type { Device } from '../tensor/index.ts'
 import type { Io } from './io.ts'
 
@@ -36,7 +37,7 @@ export interface CommonOptions {
   readonly quiet?: boolean
   readonly threads?: number
   readonly device?: Device
-  readonly precision?: string
+  readonly precision?: Precision
   readonly family?: string
   readonly debug?: boolean
 }
@@ -100,7 +101,7 @@ export const commonOptions: readonly OptionRow[] = [
   { flags: '--quiet', doc: 'no progress and no notes on stderr' },
   { flags: '--threads <n>', doc: 'threads of the runtime (default: its own choice)', parse: integer(1, 1024) },
   { flags: '--device <device>', doc: 'where the model runs (default: cpu)', choices: ['cpu', 'webgpu', 'cuda'] },
-  { flags: '--precision <precision>', doc: 'number format of weights (default: f32)', choices: ['f32', 'f16', 'q8', 'q4'] },
+  { flags: '--precision <precision>', doc: 'number format of the matrices (default: f32); activations are f32', choices: precisions },
   { flags: '--family <name>', doc: "read the config as this family's; 'declared' takes an unlisted one by its facts" },
   { flags: '--debug', doc: 'with an error, print its stack' },
 ]

@@ -1,5 +1,5 @@
 /** @file Loading the model of a command, with the options that every command has. */
-import { FormatError, ModelError, UsageError } from '../base/errors.ts'
+import { FormatError, UsageError } from '../base/errors.ts'
 import { type ModelSource, parseModelSource } from '../models/hub/index.ts'
 import { readEditsFile, withEditsFile } from '../run/edits-file.ts'
 import { load, type Model } from '../run/index.ts'
@@ -7,15 +7,8 @@ import type { DataEdit } from '../sites/index.ts'
 import type { CommandContext, CommonOptions } from './command.ts'
 import { checkDevice } from './devices.ts'
 
-/** Precisions that models run in so far. */
-const precisions: readonly string[] = ['f32']
-
-/** Refuses what no model can honour yet, or this machine cannot; before anything is fetched or read. */
+/** Refuses what this machine cannot; before anything is fetched or read. */
 export async function checkCommon(common: CommonOptions): Promise<void> {
-  if (common.precision !== undefined && !precisions.includes(common.precision))
-    throw new ModelError(
-      `The precision '${common.precision}' is not available: models run in ${precisions.join(', ')}; leave --precision out.`,
-    )
   if (common.device !== undefined) await checkDevice(common.device)
 }
 
@@ -59,6 +52,7 @@ export async function withModel<T>(
     onProgress,
     ...(common.threads === undefined ? {} : { threads: common.threads }),
     ...(common.device === undefined ? {} : { device: common.device }),
+    ...(common.precision === undefined ? {} : { precision: common.precision }),
     ...(common.family === undefined ? {} : { family: common.family }),
   })
   try {

@@ -23,8 +23,8 @@ export async function runServer(context: CommandContext, options: ServerOptions 
   await checkCommon(common)
   const { startServer } = await import('../server/index.ts')
   const { model, port, host, open } = options
-  const { threads, device } = common
-  const given = Object.entries({ model, port, host, open, threads, device }).filter(([, value]) => value !== undefined)
+  const { threads, device, precision } = common
+  const given = Object.entries({ model, port, host, open, threads, device, precision }).filter(([, value]) => value !== undefined)
   const server = await startServer({ ...Object.fromEntries(given), signal: io.signal })
   try {
     if (common.json) await writeTo(io.stdout, `${JSON.stringify({ url: server.url })}\n`)

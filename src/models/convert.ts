@@ -1,4 +1,4 @@
-/** @file Weights that are not float32 in their file are converted once, into a file of the cache that the runtime maps. */
+/** @file Weights that cannot be used as they lie in their file are converted once, into a file of the cache that the runtime maps. */
 import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, statSync, utimesSync } from 'node:fs'
 import { join } from 'node:path'
@@ -6,31 +6,29 @@ import { throwIfCancelled } from '../base/errors.ts'
 import { homeFolders, writeFileWhole } from '../base/files.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { WeightStore } from './formats/index.ts'
+import type { Section } from './weights.ts'
 
-/** Values converted at a time. */
-const CHUNK = 1 << 20
-/** Tensors start at multiples of a cache line. */
+/** Sections start at multiples of a cache line. */
 const ALIGN = 64
 
 /** Folder of the converted weights. */
 export const conversionFolder = () => join(homeFolders().cache, 'converted')
 
 /**
- * Converts tensors to float32 in one file of the cache, unless it is there already.
- * @returns where each tensor lies.
+ * Writes sections into one file of the cache, unless it is there already.
+ * @returns where each section lies, by its key.
  */
-export async function convertToFloat32(
+export async function convertWeights(
   store: WeightStore,
-  names: readonly string[],
+  sections: readonly Section[],
   options: WorkOptions = {},
 ): Promise<ReadonlyMap<string, { path: string; offset: number }>> {
   const folder = conversionFolder()
-  const path = join(folder, `${fingerprint(store, names)}.f32`)
+  const path = join(folder, `${fingerprint(store, sections)}.weights`)
   const places = new Map<string, { path: string; offset: number }>()
   let total = 0
-  for (const name of names) {
-    places.set(name, { path, offset: total })
-    const bytes = store.get(name).shape.reduce((p, n) => p * n, 4)
+  for (const { key, bytes } of sections) {
+    places.set(key, { path, offset: total })
     total += Math.ceil(bytes / ALIGN) * ALIGN
   }
   if (existsSync(path) && statSync(path).size === total) {
@@ -39,18 +37,18 @@ export async function convertToFloat32(
     return places
   }
   mkdirSync(folder, { recursive: true })
-  await writeFileWhole(path, converted(store, names, total, options), options)
+  await writeFileWhole(path, written(sections, total, options), options)
   return places
 }
 
-async function* converted(store: WeightStore, names: readonly string[], total: number, options: WorkOptions): AsyncGenerator<Uint8Array> {
+async function* written(sections: readonly Section[], total: number, options: WorkOptions): AsyncGenerator<Uint8Array> {
   let done = 0
-  for (const name of names) {
-    for await (const chunk of store.float32Chunks(name, CHUNK)) {
+  for (const section of sections) {
+    for await (const piece of section.pieces()) {
       throwIfCancelled(options.signal)
-      yield new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.byteLength)
-      done += chunk.byteLength
-      options.onProgress?.({ task: 'converting weights to float32', done, total, unit: 'bytes' })
+      yield piece
+      done += piece.byteLength
+      options.onProgress?.({ task: 'converting weights', done, total, unit: 'bytes' })
     }
     const padding = -done & (ALIGN - 1)
     if (padding > 0) yield new Uint8Array(padding)
@@ -58,13 +56,13 @@ async function* converted(store: WeightStore, names: readonly string[], total: n
   }
 }
 
-/** Tells checkpoints apart by path, size and time of change of their files. */
-function fingerprint(store: WeightStore, names: readonly string[]): string {
+/** Tells checkpoints apart by path, size and time of change of their files, and uses of them by what is made of which tensor. */
+function fingerprint(store: WeightStore, sections: readonly Section[]): string {
   const hash = createHash('sha256')
-  for (const path of new Set(names.map((n) => store.get(n).source.path ?? store.name))) {
+  for (const path of new Set([...store.tensors.values()].map((t) => t.source.path ?? store.name))) {
     const s = existsSync(path) ? statSync(path) : undefined
     hash.update(`${path}|${s?.size}|${s?.mtimeMs}\n`)
   }
-  for (const n of names) hash.update(`${n}|${store.get(n).offset}\n`)
+  for (const { key, of, bytes } of sections) hash.update(`${key}|${store.get(of).offset}|${bytes}\n`)
   return hash.digest('hex').slice(0, 32)
 }

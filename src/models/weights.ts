@@ -1,9 +1,10 @@
 /** @file From the tensors of a checkpoint to weights that the engine maps. */
 import { listed, ModelError, nearest, throwIfCancelled } from '../base/errors.ts'
 import type { WorkOptions } from '../base/progress.ts'
-import type { NDArray } from '../base/types.ts'
-import { input, type Tensor, type WeightRef, weight, weightBytes } from '../tensor/index.ts'
-import type { WeightStore } from './formats/index.ts'
+import { bytesOf, type NDArray, sizeOf } from '../base/types.ts'
+import { cast, input, type Tensor, type WeightPlace, type WeightRef, weight, weightBytes } from '../tensor/index.ts'
+import { f32ToF16, type StoredTensor, type WeightStore } from './formats/index.ts'
+import { type BlockWeight, blockRefs, blockTensor, type Precision, planPacking, sectionsOf } from './quantised.ts'
 import type { DecoderSpec } from './spec.ts'
 import type { Parameters } from './trunks/decoder.ts'
 
@@ -13,6 +14,16 @@ const buffers = [/rotary_emb\.inv_freq$/, /\.attn\.(bias|masked_bias)$/, /\.atte
 /** Prefixes that some checkpoints leave out or add. */
 const prefixes = ['', 'transformer.', 'model.']
 
+/** The name under which a checkpoint has a tensor of the family's name. */
+function nameIn(name: string, has: (name: string) => boolean): string | undefined {
+  if (has(name)) return name
+  for (const p of prefixes) {
+    if (has(p + name)) return p + name
+    if (p && name.startsWith(p) && has(name.slice(p.length))) return name.slice(p.length)
+  }
+  return undefined
+}
+
 /** What a record says about the tensors of its checkpoint. */
 export type ReadSpec = Pick<DecoderSpec, 'family' | 'foreign' | 'otherNames'> &
   Partial<Pick<DecoderSpec, 'head' | 'embedding'>> & {
@@ -20,32 +31,55 @@ export type ReadSpec = Pick<DecoderSpec, 'family' | 'foreign' | 'otherNames'> &
     readonly storedName?: (name: string) => string
   }
 
+/** What a load knows of its weights besides the references. */
+export interface WeightFacts {
+  /** Matrices that are packed in blocks, by the names in the checkpoint. */
+  readonly blocks?: ReadonlyMap<string, BlockWeight>
+  /** Number format that was asked for (default `f32`). */
+  readonly precision?: Precision
+  /** Sentences on what was kept and what was rounded. */
+  readonly checks?: readonly string[]
+}
+
 /** The weights of a model, by the names that its family uses. */
 export class ModelWeights {
-  /** By the names in the checkpoint. */
+  /** Weights that are not in blocks, by the names in the checkpoint. */
   readonly refs: ReadonlyMap<string, WeightRef>
+  /** Matrices that are packed in blocks, by the names in the checkpoint. */
+  readonly blocks: ReadonlyMap<string, BlockWeight>
+  readonly precision: Precision
+  /** Sentences on what was kept and what was rounded. */
+  readonly checks: readonly string[]
   private readonly used = new Set<string>()
   /** What to call the checkpoint in a message. */
   readonly name: string
   /** Bytes of all weights. */
   readonly bytes: number
 
-  constructor(name: string, refs: ReadonlyMap<string, WeightRef>) {
+  constructor(name: string, refs: ReadonlyMap<string, WeightRef>, facts: WeightFacts = {}) {
     this.name = name
     this.refs = refs
-    this.bytes = [...refs.values()].reduce((sum, r) => sum + weightBytes(r), 0)
+    this.blocks = facts.blocks ?? new Map()
+    this.precision = facts.precision ?? 'f32'
+    this.checks = facts.checks ?? []
+    this.bytes = [...refs.values(), ...[...this.blocks.values()].flatMap(blockRefs)].reduce((sum, r) => sum + weightBytes(r), 0)
+  }
+
+  /** Names of all weights. */
+  get names(): string[] {
+    return [...this.refs.keys(), ...this.blocks.keys()]
   }
 
   /** A weight of the given shape, by one of its names; refuses a missing one and another shape. */
-  ref(name: string, shape: readonly number[], otherNames: readonly string[] = []): WeightRef {
+  find(name: string, shape: readonly number[], otherNames: readonly string[] = []): WeightRef | BlockWeight {
     const found = [name, ...otherNames].map((n) => this.nameOf(n)).find((n) => n !== undefined)
     if (!found) {
-      const near = nearest(name, this.refs.keys())
+      const near = nearest(name, this.names)
       throw new ModelError(
         `${this.name} has no tensor '${name}'${near ? `; the nearest name is '${near}'` : ''}. Config and weights may belong to different models.`,
       )
     }
-    const ref = this.refs.get(found) as WeightRef
+    const ref = (this.refs.get(found) ?? this.blocks.get(found)) as WeightRef | BlockWeight
     this.used.add(found)
     if (ref.shape.length !== shape.length || ref.shape.some((n, i) => n !== shape[i]))
       throw new ModelError(
@@ -56,12 +90,7 @@ export class ModelWeights {
 
   /** The name under which the checkpoint has a tensor of the family's name. */
   nameOf(name: string): string | undefined {
-    if (this.refs.has(name)) return name
-    for (const p of prefixes) {
-      if (this.refs.has(p + name)) return p + name
-      if (p && name.startsWith(p) && this.refs.has(name.slice(p.length))) return name.slice(p.length)
-    }
-    return undefined
+    return nameIn(name, (n) => this.refs.has(n) || this.blocks.has(n))
   }
 
   /** Names that were never asked for, of tensors that are the model's. */
@@ -69,7 +98,7 @@ export class ModelWeights {
     // With tied weights, a separate unembedding in the file is a copy.
     const copies = spec.head !== undefined && spec.head.weight === spec.embedding ? ['lm_head.weight'] : []
     const foreign = (n: string) => spec.foreign?.some((f) => n.startsWith(f)) === true
-    return [...this.refs.keys()].filter((n) => !this.used.has(n) && !buffers.some((b) => b.test(n)) && !copies.includes(n) && !foreign(n))
+    return this.names.filter((n) => !this.used.has(n) && !buffers.some((b) => b.test(n)) && !copies.includes(n) && !foreign(n))
   }
 
   /** Refuses a checkpoint with tensors that the model does not read. */
@@ -94,10 +123,10 @@ export interface ComputedParts {
 export function parametersOf(spec: ReadSpec, weights: ModelWeights, contextLength: number): Parameters & ComputedParts {
   const made = new Map<string, Tensor>()
   const get = (name: string, shape: readonly number[]) => {
-    const ref = weights.ref(name, shape, spec.otherNames?.(name))
+    const ref = weights.find(name, shape, spec.otherNames?.(name))
     let t = made.get(ref.name)
     if (!t) {
-      t = weight(ref)
+      t = 'packed' in ref ? blockTensor(ref) : ref.dtype === 'float32' ? weight(ref) : cast(weight(ref), 'float32')
       made.set(ref.name, t)
     }
     return t
@@ -120,45 +149,133 @@ export function parametersOf(spec: ReadSpec, weights: ModelWeights, contextLengt
       weights.nameOf(name) ??
       weights.nameOf(spec.storedName?.(name) ?? name) ??
       (name === 'lm_head.weight' ? spec.head && weights.nameOf(spec.head.weight) : undefined)
+    if (found !== undefined && weights.blocks.has(found))
+      throw new ModelError(
+        `'${found}' is packed in ${weights.blocks.get(found)?.layout.bits}-bit blocks, which are frozen: they have no gradient and cannot be edited. Load the model with precision f32.`,
+      )
     return made.get(found ?? name)
   }
   return { get, table, contextLength, feeds, byName }
 }
 
-/** Writes tensors as float32 into files and says where each lies. */
-export type Convert = (store: WeightStore, names: readonly string[]) => Promise<ReadonlyMap<string, { path: string; offset: number }>>
+/** A run of bytes that is made of a stored tensor. */
+export interface Section {
+  /** Tells sections of a checkpoint apart: the tensor's name and what is made of it. */
+  readonly key: string
+  /** Name of the tensor. */
+  readonly of: string
+  readonly bytes: number
+  /** The bytes in order; sections are made in the order in which they are given. */
+  readonly pieces: () => AsyncIterable<Uint8Array>
+}
 
-/**
- * Weights as float32 in place: tensors that are stored so are mapped where they lie, others are converted.
- * @param convert writes converted tensors to a file and says where each lies; in memory when absent.
- */
-export async function weightsOf(
+/** Writes sections into a file and says where each lies. */
+export type Convert = (
   store: WeightStore,
-  options: WorkOptions & { readonly convert?: Convert | undefined },
-): Promise<ModelWeights> {
+  sections: readonly Section[],
+) => Promise<ReadonlyMap<string, { readonly path: string; readonly offset: number }>>
+
+/** Options of {@link weightsOf}. */
+export interface WeightOptions extends WorkOptions {
+  /** Number format of the matrices (default `f32`). */
+  readonly precision?: Precision | undefined
+  /** Writes what is not in place to a file; kept in memory when absent. */
+  readonly convert?: Convert | undefined
+}
+
+/** Values converted at a time. */
+const CHUNK = 1 << 20
+
+/** How a tensor is held that is not packed. */
+type Held = 'float32' | 'float16' | 'bfloat16'
+
+/** Weights in the precision asked for: tensors that are stored so are mapped where they lie, others are converted. */
+export async function weightsOf(store: WeightStore, spec: ReadSpec, options: WeightOptions): Promise<ModelWeights> {
+  const { precision = 'f32' } = options
+  const nameOf = (name: string) =>
+    [name, ...(spec.otherNames?.(name) ?? [])].map((n) => nameIn(n, (s) => store.has(s))).find((n) => n !== undefined)
+  const plan = precision === 'q8' || precision === 'q4' ? planPacking(store, spec, precision, nameOf) : undefined
+  const sections: Section[] = []
+  const wanted: ((ref: (key: string, dtype: WeightRef['dtype'], shape: readonly number[], name: string) => WeightRef) => void)[] = []
   const refs = new Map<string, WeightRef>()
-  const toConvert: string[] = []
-  for (const t of store.tensors.values()) {
-    if (t.type === 'F32' && t.source.path !== undefined)
-      refs.set(t.name, { name: t.name, dtype: 'float32', shape: t.shape, place: { path: t.source.path, offset: t.offset, bytes: t.bytes } })
-    else if (!/^(I|U|BOOL)/.test(t.type) || /^IQ/.test(t.type)) toConvert.push(t.name)
+  const blocks = new Map<string, BlockWeight>()
+  const held = new Map<Held, number>()
+  for (const p of plan?.packings ?? []) {
+    const made = sectionsOf(store, p)
+    sections.push(...made.sections)
+    wanted.push((ref) =>
+      blocks.set(
+        p.tensor.name,
+        made.weight((key, dtype, shape) => ref(key, dtype, shape, p.tensor.name)),
+      ),
+    )
   }
-  const places = toConvert.length > 0 && options.convert ? await options.convert(store, toConvert) : undefined
-  for (const name of toConvert) {
-    throwIfCancelled(options.signal)
-    const t = store.get(name)
-    const bytes = t.shape.reduce((p, n) => p * n, 4)
-    const place = places?.get(name)
-    if (place) refs.set(name, { name, dtype: 'float32', shape: t.shape, place: { ...place, bytes } })
+  const packed = new Set(plan?.packings.map((p) => p.tensor))
+  for (const t of store.tensors.values()) {
+    if (packed.has(t) || (/^(I|U|BOOL)/.test(t.type) && !/^IQ/.test(t.type))) continue
+    const dtype = precision === 'f16' ? narrow(t) : 'float32'
+    held.set(dtype, (held.get(dtype) ?? 0) + 1)
+    if (t.type === typeNames[dtype] && t.source.path !== undefined)
+      refs.set(t.name, { name: t.name, dtype, shape: t.shape, place: { path: t.source.path, offset: t.offset, bytes: t.bytes } })
     else {
-      const values = await store.readFloat32(name)
-      refs.set(name, {
-        name,
-        dtype: 'float32',
-        shape: t.shape,
-        place: { data: new Uint8Array(values.buffer, values.byteOffset, values.byteLength), key: `${store.name}/${name}` },
-      })
+      const section = floats(store, t, dtype)
+      sections.push(section)
+      wanted.push((ref) => refs.set(t.name, ref(section.key, dtype, t.shape, t.name)))
     }
   }
-  return new ModelWeights(store.name, refs)
+  const places = await placesOf(store, sections, options)
+  for (const take of wanted) take((key, dtype, shape, name) => ({ name, dtype, shape, place: places(key, bytesOf(dtype, sizeOf(shape))) }))
+  const halves = (['float16', 'bfloat16'] as const).filter((d) => held.has(d)).map((d) => `${held.get(d)} matrices are kept as ${d}`)
+  return new ModelWeights(store.name, refs, { blocks, precision, checks: [...(plan?.checks ?? []), ...halves] })
+}
+
+/** Names of types in files. */
+const typeNames: Readonly<Record<Held, string>> = { float32: 'F32', float16: 'F16', bfloat16: 'BF16' }
+
+/** Two bytes for each value of a matrix; vectors are small, and their rounding would touch every value. */
+const narrow = (t: StoredTensor): Held => (t.shape.length < 2 ? 'float32' : t.type === 'BF16' ? 'bfloat16' : 'float16')
+
+/** A tensor as floats. */
+function floats(store: WeightStore, t: StoredTensor, dtype: Held): Section {
+  const { name, shape } = t
+  async function* pieces(): AsyncGenerator<Uint8Array> {
+    if (t.type === typeNames[dtype]) yield* store.rawChunks(name, CHUNK)
+    else
+      for await (const values of store.float32Chunks(name, CHUNK)) {
+        const out = dtype === 'float16' ? halved(values, name) : values
+        yield new Uint8Array(out.buffer, out.byteOffset, out.byteLength)
+      }
+  }
+  return { key: `${name}/${dtype}`, of: name, bytes: bytesOf(dtype, sizeOf(shape)), pieces }
+}
+
+function halved(values: Float32Array, name: string): Uint16Array {
+  const largest = values.reduce((top, v) => Math.max(top, Math.abs(v)), 0)
+  if (largest >= 65520)
+    throw new ModelError(`'${name}' holds ${largest}, which float16 cannot; load the model with precision f32, q8 or q4.`)
+  return f32ToF16(values)
+}
+
+/** Where sections lie: in the file that `convert` writes, or in memory. */
+async function placesOf(
+  store: WeightStore,
+  sections: readonly Section[],
+  { convert, signal }: WeightOptions,
+): Promise<(key: string, bytes: number) => WeightPlace> {
+  if (sections.length > 0 && convert) {
+    const places = await convert(store, sections)
+    return (key, bytes) => ({ ...(places.get(key) as { path: string; offset: number }), bytes })
+  }
+  const memory = new Map<string, Uint8Array>()
+  for (const { key, bytes, pieces } of sections) {
+    throwIfCancelled(signal)
+    const data = new Uint8Array(bytes)
+    let at = 0
+    for await (const piece of pieces()) {
+      data.set(piece, at)
+      at += piece.byteLength
+    }
+    memory.set(key, data)
+  }
+  return (key) => ({ data: memory.get(key) as Uint8Array, key: `${store.name}/${key}` })
 }

@@ -227,6 +227,7 @@ export class ModelCore {
       cache: this.sessions,
       device,
       ...(threads ? { threads } : {}),
+      foldConstants: this.weights.precision !== 'f16',
       segmented: this.segmented(generating),
       segmentBytes: compile === 'auto' && !stream ? segmentBytes : 0,
       ...(this.room ? { stream: this.room, prepack: false } : {}),

@@ -158,6 +158,6 @@ function innerStandIn(traced: ReturnType<ModelCore['trace']>, info: SiteInfo): T
 function parameterTensor(core: ModelCore, name: string): Tensor {
   const found = core.parameter(name)
   if (found) return found
-  const near = nearest(name, core.weights.refs.keys())
+  const near = nearest(name, core.weights.names)
   throw new ModelError(`The model reads no parameter '${name}'${near ? `; did you mean '${near}'?` : '.'}`)
 }

@@ -5,6 +5,7 @@ import { type Architecture, architectureOf } from '../models/architecture.ts'
 import type { Config } from '../models/config.ts'
 import { recordOf } from '../models/families/index.ts'
 import type { WeightStore } from '../models/formats/index.ts'
+import type { Precision } from '../models/quantised.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
 import { type Convert, weightsOf } from '../models/weights.ts'
 import type { Device } from '../tensor/index.ts'
@@ -18,6 +19,8 @@ export interface LoadOptions extends WorkOptions {
   readonly device?: Device
   /** Threads of the runtime (default: its own choice). */
   readonly threads?: number
+  /** Number format of the matrices (default `f32`); `origin.checks` says what was kept and what was rounded. */
+  readonly precision?: Precision
   /** Longest context to make room for (default: what the model was made for, at most 8192). */
   readonly contextLength?: number
   /** One session, one for each block, or what suits (default `auto`). */
@@ -62,7 +65,7 @@ function roomFor(weights: number, free: number | undefined): number {
 export async function assemble(opened: OpenedModel, options: LoadOptions & { convert?: Convert } = {}): Promise<Model> {
   const record = recordOf(opened.config, options.family)
   const architecture = architectureOf(record)
-  const weights = await weightsOf(opened.store, options)
+  const weights = await weightsOf(opened.store, architecture.read, options)
   const contextLength = contextOf(architecture, options.contextLength)
   const stream = await streams(weights.bytes, options)
   const memory = options.memory ?? (stream ? undefined : roomFor(weights.bytes, await freeMemory()))
@@ -80,6 +83,7 @@ export async function assemble(opened: OpenedModel, options: LoadOptions & { con
   const checks = [
     ...(opened.checks ?? []),
     `all ${opened.store.tensors.size} tensors were read, with the shapes that the config asks for`,
+    ...weights.checks,
     ...checkTokenizer(opened.tokenizer, architecture),
   ]
   return new Model(core, { id: opened.id, hash: opened.hash, checks })

@@ -2,6 +2,7 @@
 import { ModelError, UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import type { Architecture } from '../models/architecture.ts'
+import type { Precision } from '../models/quantised.ts'
 import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
 import { type SiteInfo, sequenceOf } from '../sites/address.ts'
@@ -115,12 +116,12 @@ export class Model {
     return this.core.options.contextLength
   }
 
-  /** Precision of weights and activations. */
-  get precision(): 'f32' {
-    return 'f32'
+  /** Number format of the matrices; activations are float32. */
+  get precision(): Precision {
+    return this.core.weights.precision
   }
 
-  /** The weights by their names in the checkpoint: shape, type, and where their bytes lie. */
+  /** The weights that are not packed in blocks, by their names in the checkpoint: shape, type, and where their bytes lie. */
   get weights(): ReadonlyMap<string, WeightRef> {
     return this.core.weights.refs
   }

@@ -4,7 +4,7 @@ import { dirname, extname, join } from 'node:path'
 import { FormatError, listed, ModelError } from '../base/errors.ts'
 import { readJson } from '../base/files.ts'
 import type { Config } from '../models/config.ts'
-import { convertToFloat32 } from '../models/convert.ts'
+import { convertWeights } from '../models/convert.ts'
 import { openFile, openGguf, openLlama2c, openPickle, openSafetensors } from '../models/formats/index.ts'
 import { ggufModel } from '../models/gguf-model.ts'
 import { type FileRange, type ResolvedSource, resolveSource } from '../models/hub/index.ts'
@@ -19,7 +19,7 @@ import type { Model } from './model.ts'
 export async function load(model: string, options: LoadOptions = {}): Promise<Model> {
   const source = await resolveSource(model, options)
   const opened = await open(source)
-  return assemble(opened, { ...options, convert: (store, names) => convertToFloat32(store, names, options) })
+  return assemble(opened, { ...options, convert: (store, sections) => convertWeights(store, sections, options) })
 }
 
 type Opener = (source: ResolvedSource, path: string) => Promise<Omit<OpenedModel, 'id' | 'hash'>>

@@ -6,6 +6,7 @@ import { hostname } from 'node:os'
 import { createAdaptorServer } from '@hono/node-server'
 import { CancelledError, messageOf, UsageError } from '../base/errors.ts'
 import { systemCode } from '../base/files.ts'
+import type { Precision } from '../models/quantised.ts'
 import { load } from '../run/index.ts'
 import type { Device } from '../tensor/index.ts'
 import { createApp } from './app.ts'
@@ -28,6 +29,8 @@ export interface ServerOptions {
   readonly open?: boolean
   readonly threads?: number
   readonly device?: Device
+  /** Number format of the matrices of models (default `f32`). */
+  readonly precision?: Precision
   /** Aborting it closes the server. */
   readonly signal?: AbortSignal
   /** How models are loaded (default {@link load}). */
@@ -57,7 +60,8 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   if (signal?.aborted) throw new CancelledError()
   checkPort(options.port)
   const token = isLoopback(host) ? undefined : randomBytes(24).toString('base64url')
-  const settings = { ...(options.threads ? { threads: options.threads } : {}), ...(options.device ? { device: options.device } : {}) }
+  const { threads, device, precision } = options
+  const settings = { ...(threads ? { threads } : {}), ...(device ? { device } : {}), ...(precision ? { precision } : {}) }
   const registry = new Registry(options.load ?? ((id, work) => load(id, { ...settings, ...work })))
   const instance = randomBytes(8).toString('hex')
   const app = createApp({

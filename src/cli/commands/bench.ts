@@ -43,6 +43,8 @@ export const command = defineCommand<{ job: readonly string[] }, Options>({
     await checkCommon(common)
     if ((common.device ?? 'cpu') !== 'cpu')
       throw new ModelError(`The benchmarks run on the CPU, not on '${common.device}': leave --device out.`)
+    if ((common.precision ?? 'f32') !== 'f32')
+      throw new ModelError(`Each job of the benchmarks names its precisions: leave '--precision ${common.precision}' out.`)
     // The runner's raw JSON is the document of --json; where no folder is named for it, it goes to one that is thrown away.
     const temporary = common.json && options.out === undefined ? await mkdtemp(join(tmpdir(), 'actlens-bench-')) : undefined
     try {

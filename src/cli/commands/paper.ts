@@ -73,6 +73,8 @@ async function run(context: CommandContext, slug: string | undefined, options: O
   const { io, common, onProgress } = context
   const paper = await paperOf(slug)
   await checkCommon(common)
+  if ((common.precision ?? 'f32') !== 'f32')
+    throw new UsageError(`Papers are reproduced in f32, so that their numbers compare: leave '--precision ${common.precision}' out.`)
   if (options.minutes !== undefined && !(options.minutes > 0))
     throw new UsageError(`--minutes must be more than 0, not ${options.minutes}.`)
   const { out, data, ...rest } = options

@@ -36,7 +36,7 @@ export function half(b: Uint8Array, p: number): number {
 }
 
 /** The signed 8-bit integer at byte `p`. */
-const signed = (b: Uint8Array, p: number): number => (b[p]! << 24) >> 24
+export const signed = (b: Uint8Array, p: number): number => (b[p]! << 24) >> 24
 
 const q4_0 = blocksOf(32, 18, (b, p, out, o) => {
   const d = half(b, p)
@@ -121,7 +121,7 @@ const q3_k = blocksOf(256, 110, (b, p, out, o) => {
 })
 
 /** The 6-bit scale (first) or minimum (second) of sub-block `i`, of the 12 bytes at `p` that Q4_K and Q5_K share. */
-function scaleAndMin(b: Uint8Array, p: number, i: number): [number, number] {
+export function scaleAndMin(b: Uint8Array, p: number, i: number): [number, number] {
   if (i < 4) return [b[p + i]! & 63, b[p + i + 4]! & 63]
   const shared = b[p + i + 4]!
   return [(shared & 15) | ((b[p + i - 4]! >> 6) << 4), (shared >> 4) | ((b[p + i]! >> 6) << 4)]

@@ -1,4 +1,5 @@
 /** @file Weight formats: every checkpoint becomes a {@link WeightStore}, read by range and decoded on demand. */
+export { type BlockPacker, type PackedBlocks, packers, roundedBlock, roundToBlocks } from './block-pack.ts'
 export { type ByteSource, fromBlob, fromBytes, openFile } from './bytes.ts'
 export { bf16ToF32, f8e4m3ToF32, f8e5m2ToF32, f16ToF32, f32ToBf16, f32ToF16 } from './float.ts'
 export { openGguf } from './gguf.ts'

@@ -125,7 +125,8 @@ export class WeightStore {
     }
   }
 
-  private async *rawChunks(name: string, step: number): AsyncGenerator<Uint8Array<ArrayBuffer>, void, undefined> {
+  /** The stored bytes of a tensor, piece by piece: `step` bytes each, but the last. */
+  async *rawChunks(name: string, step: number): AsyncGenerator<Uint8Array<ArrayBuffer>, void, undefined> {
     const { source, offset, bytes } = this.get(name)
     for (let at = 0; at < bytes; at += step) yield await source.read(offset + at, Math.min(step, bytes - at))
   }

@@ -1,5 +1,5 @@
 /** @file The trunk of decoder-only language models: reads a record, traces the graph, marks the sites. */
-import { add, attention, cut, gather, gatherRows, input, mul, type Tensor, tanh, unsqueeze } from '../../tensor/index.ts'
+import { add, attention, cut, gatherRows, input, lookup, mul, type Tensor, tanh, unsqueeze } from '../../tensor/index.ts'
 import type { AttentionSpec, DecoderSpec } from '../spec.ts'
 import { cacheName, inputNames, type TracedModel, type TraceOptions } from '../traced.ts'
 import { Blocks, type Heads } from './blocks.ts'
@@ -59,14 +59,14 @@ class DecoderTrunk {
     const { spec, parts } = this
     const ids = input(inputNames.ids, 'int64', ['batch', 'pos'])
     const width = spec.narrow?.width ?? spec.dModel
-    let x = gather(this.parameters.get(spec.embedding, [spec.vocab, width]), ids)
+    let x = lookup(this.parameters.get(spec.embedding, [spec.vocab, width]), ids)
     if (spec.narrow) x = parts.linear(x, spec.narrow.in, width, spec.dModel)
     if (spec.embeddingScale) x = mul(x, spec.embeddingScale)
     x = cut(parts.mark('embeddings', x), 0)
     if (spec.positions.kind === 'learned') {
       const { weight, count, offset } = spec.positions
       const table = this.parameters.get(weight, [count + offset, spec.dModel])
-      x = add(x, parts.mark('pos_embeddings', gather(table, learnedIndex(this.positions, offset))))
+      x = add(x, parts.mark('pos_embeddings', lookup(table, learnedIndex(this.positions, offset))))
     }
     return spec.embeddingNorm ? parts.norm('embeddings_norm', '', spec.embeddingNorm, x) : x
   }

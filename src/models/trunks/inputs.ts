@@ -7,6 +7,7 @@ import {
   gather,
   iota,
   lessEqual,
+  lookup,
   matmul,
   mul,
   reshape,
@@ -29,14 +30,14 @@ export function embedTokens(
   parameters: Parameters,
   parts: Parts,
 ): Tensor {
-  let x = gather(parameters.get(t.embedding, [t.vocab, spec.dModel]), ids)
+  let x = lookup(parameters.get(t.embedding, [t.vocab, spec.dModel]), ids)
   if (t.scale) x = mul(x, t.scale)
   x = parts.mark('embeddings', x)
   if (t.types && types) x = add(x, gather(parameters.get(t.types.weight, [t.types.count, spec.dModel]), types))
   if (spec.positions.kind !== 'learned') return x
   const { weight, count, offset } = spec.positions
   const table = parameters.get(weight, [count + offset, spec.dModel])
-  return add(x, parts.mark('pos_embeddings', gather(table, learnedIndex(positions, offset))))
+  return add(x, parts.mark('pos_embeddings', lookup(table, learnedIndex(positions, offset))))
 }
 
 /** Number of positions that an image takes. */

@@ -9,7 +9,7 @@ import {
   gelu,
   identity,
   layerNorm,
-  matmul,
+  matmulWeight,
   mul,
   relu,
   reshape,
@@ -19,7 +19,7 @@ import {
   slice,
   slot,
   softmax,
-  squeeze,
+  stackItem,
   sum,
   type Tensor,
   tanh,
@@ -81,14 +81,13 @@ export class Parts {
   /** x·W + b */
   linear(x: Tensor, l: Linear, from: number, to: number): Tensor {
     const transB = l.layout === 'out,in'
-    const y = matmul(x, this.matrix(l, transB ? [to, from] : [from, to]), { transB })
+    const y = matmulWeight(x, this.matrix(l, transB ? [to, from] : [from, to]), transB)
     return l.bias ? add(y, this.parameters.get(l.bias, [to])) : y
   }
 
   private matrix(l: Linear, shape: readonly number[]): Tensor {
     if (!l.item) return this.parameters.get(l.weight, shape)
-    const stack = this.parameters.get(l.weight, [l.item.of, ...shape])
-    return squeeze(slice(stack, 0, l.item.at, l.item.at + 1), 0)
+    return stackItem(this.parameters.get(l.weight, [l.item.of, ...shape]), l.item.at)
   }
 
   /** A norm over the last axis, with the sites of its inside: `attn_in` and `.3` mark `attn_in_scale.3` and `attn_in_normalized.3`. */

@@ -5,8 +5,8 @@ import { apply1, defineOp, shown, type Tensor } from '../tensor.ts'
 import { bitAnd, shiftRight } from './bits.ts'
 import { add, cast, mul, sub } from './elementwise.ts'
 import { gather } from './indexing.ts'
-import { concat, reshape, slice, unsqueeze } from './layout.ts'
-import { type WeightRef, weight } from './leaf.ts'
+import { concat, reshape, slice, squeeze, unsqueeze } from './layout.ts'
+import { type WeightPlace, type WeightRef, weight, weightBytes } from './leaf.ts'
 import { matmul } from './linear.ts'
 import { sum } from './reduce.ts'
 
@@ -225,8 +225,32 @@ export function matmulWeight(x: Tensor, w: Tensor, transB: boolean): Tensor {
   return fits ? apply1('matmul_blocks', [x, ...node.inputs], node.attrs) : matmul(x, w, { transB })
 }
 
-/** Rows of a table by their indices; of a packed table only these rows become floats. */
+/** Matrix `at` of a stack [of, n, k]; of a packed stack, its rows stay packed. */
+export function stackItem(stack: Tensor, at: number): Tensor {
+  const node = stack.node.op.name === 'reshape' ? packedOf(stack.node.inputs[0] as Tensor) : undefined
+  if (!node) return squeeze(slice(stack, 0, at, at + 1), 0)
+  const n = stack.shape[1] as number
+  const parts = node.inputs.map((t) => t && rowsOf(t, at * n, (at + 1) * n))
+  return apply1('dequantize_blocks', parts, { ...node.attrs, n })
+}
+
+/** Rows of a weight where they lie. */
+function rowsOf(t: Tensor, from: number, to: number): Tensor {
+  if (t.node.op.name !== 'weight') return slice(t, 0, from, to)
+  const ref = t.node.attrs.ref as WeightRef
+  const [rows, ...rest] = ref.shape as [number, ...number[]]
+  const each = weightBytes(ref) / rows
+  const { place } = ref
+  const part: WeightPlace =
+    'path' in place
+      ? { path: place.path, offset: place.offset + from * each, bytes: (to - from) * each }
+      : { data: place.data.subarray(from * each, to * each), key: `${place.key}[${from}]` }
+  return weight({ ...ref, shape: [to - from, ...rest], place: part })
+}
+
+/** Rows of a table by their indices; of a packed table, or one of another float type, only these rows become float32. */
 export function lookup(table: Tensor, ids: Tensor): Tensor {
+  if (table.node.op.name === 'cast') return cast(gather(table.node.inputs[0] as Tensor, ids), table.dtype)
   const node = packedOf(table)
   if (!node) return gather(table, ids)
   const layout = layoutOf(node.attrs)

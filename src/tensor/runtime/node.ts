@@ -34,6 +34,7 @@ export const runtime: Runtime = {
             force_spinning_stop: '1',
             ...(options.prepack === false ? { disable_prepacking: '1' } : {}),
           },
+          ...(options.foldConstants === false ? { optimization: { disable_specified_optimizers: 'ConstantFolding' } } : {}),
         },
       })
       return session as unknown as CompiledModel

@@ -28,6 +28,8 @@ export interface CompileOptions {
   readonly device: Device
   /** Threads for one operator; the runtime's choice when absent. */
   readonly threads?: number
+  /** Whether what depends on weights alone is computed once (default). */
+  readonly foldConstants?: boolean
   /** Weights in memory, by the name of their external data. */
   readonly memory: ReadonlyMap<string, Uint8Array>
   /** Whether matrices are laid out anew for speed, which takes time and memory (default true). */
