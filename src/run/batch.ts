@@ -309,8 +309,8 @@ export function toCaller(info: SiteInfo, value: NDArray, batch: Batch, fill = in
   return made({ dtype: array.dtype, shape, data: out })
 }
 
-/** Takes a value in the caller's layout to rows from the left, without padding in front. */
-export function fromCaller(info: SiteInfo, value: NDArray, batch: Batch): NDArray {
+/** Takes a value in the caller's layout to rows from the left, without padding in front; places behind a row's end hold `fill`. */
+export function fromCaller(info: SiteInfo, value: NDArray, batch: Batch, fill = info.row.fill ?? 0): NDArray {
   const layouts = layoutsOf(info, batch)
   for (const [i, axis] of info.row.axes.entries()) {
     const wanted = axis === 'batch' ? layoutOf(batch, sequenceOf(info)).rows.length : layouts[i]?.width
@@ -319,7 +319,7 @@ export function fromCaller(info: SiteInfo, value: NDArray, batch: Batch): NDArra
   }
   if (layouts.every(isWhole)) return value
   const shape = value.shape.map((n, i) => (layouts[i] ? longest(layouts[i] as Layout) : n))
-  const data = new Float32Array(sizeOf(shape)).fill(info.row.fill ?? 0)
+  const data = new Float32Array(sizeOf(shape)).fill(fill)
   const source = value.data as Float32Array
   moveTokens(layouts, { inside: shape, outside: value.shape }, (inside, outside, n) => {
     data.set(source.subarray(outside, outside + n), inside)

@@ -53,6 +53,14 @@ export interface ProgramRequest {
   readonly start?: readonly string[] | undefined
 }
 
+/** What a program is for. */
+export interface ProgramUse {
+  /** It writes text, token by token. */
+  readonly generating?: boolean
+  /** It is wanted in segments at any size, since what lies between them is looked after. */
+  readonly segments?: boolean
+}
+
 /** A program, with what must be fed to it and fetched from it for one request. */
 export interface PreparedProgram {
   /** Inputs of the program: name → type. */
@@ -150,7 +158,7 @@ export class ModelCore {
     const ready = whole && this.segmented(request.cache) && !this.options.stream && request.start === undefined ? this.residualSites() : []
     const taps = [...new Set([...ready, ...request.taps])]
     const key = JSON.stringify([compiled.map((e) => [e.key, e.structure]), taps, request.logits, traceOptions, request.start])
-    const built = await this.compiled(key, () => this.outputsOf(compiled, taps, request, traceOptions), request.cache)
+    const built = await this.compiled(key, () => this.outputsOf(compiled, taps, request, traceOptions), { generating: request.cache })
     const slotNames = slots
       ? [...built.inputs.keys()].filter((n) => n.startsWith(slotName(''))).map((n) => n.slice(slotName('').length))
       : []
@@ -210,10 +218,10 @@ export class ModelCore {
   }
 
   /** A program made once for a key. */
-  compiled(key: string, outputs: () => Record<string, Tensor>, generating = false): Promise<Program> {
+  compiled(key: string, outputs: () => Record<string, Tensor>, use: ProgramUse = {}): Promise<Program> {
     let program = this.programs.get(key)
     if (!program) {
-      program = (async () => this.compile(outputs(), generating))()
+      program = (async () => this.compile(outputs(), use))()
       this.programs.set(key, program)
       // A graph that was refused must be refused again with its own sentence.
       program.catch(() => this.programs.delete(key))
@@ -221,15 +229,15 @@ export class ModelCore {
     return program
   }
 
-  private compile(outputs: Record<string, Tensor>, generating: boolean): Promise<Program> {
+  private compile(outputs: Record<string, Tensor>, { generating = false, segments = false }: ProgramUse): Promise<Program> {
     const { compile, device, threads, stream } = this.options
     return Program.of(outputs, {
       cache: this.sessions,
       device,
       ...(threads ? { threads } : {}),
       foldConstants: this.weights.precision !== 'f16',
-      segmented: this.segmented(generating),
-      segmentBytes: compile === 'auto' && !stream ? segmentBytes : 0,
+      segmented: segments || this.segmented(generating),
+      segmentBytes: compile === 'auto' && !stream && !segments ? segmentBytes : 0,
       ...(this.room ? { stream: this.room, prepack: false } : {}),
     })
   }

@@ -1,59 +1,94 @@
-/** @file Gradients of a run: of any scalar, with respect to sites and parameters at once. */
-import { ModelError, nearest, UsageError } from '../base/errors.ts'
+/** @file Gradients of a run: of any scalar, with respect to sites, parameters and edits at once. */
+import { UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
-import type { SiteInfo } from '../sites/address.ts'
-import { type FireCounts, feedsOf, type PreparedEdit } from '../sites/prepare.ts'
-import { rewriteModel } from '../sites/rewrite.ts'
-import { differentiate, type Tensor } from '../tensor/index.ts'
+import { sequenceOf } from '../sites/address.ts'
+import { type FireCounts, feedsOf, type PreparedEdit, type StepPlace } from '../sites/prepare.ts'
+import { checkPolicy, keptLimit, type RunReport, type SavedPolicy } from '../tensor/index.ts'
 import { type Activation, type Batch, checkInput, passOf, toCaller } from './batch.ts'
 import type { ModelCore } from './core.ts'
+import { editParameters, gradientGraph, gradientNames } from './gradient-graph.ts'
 import { needLogits } from './inputs.ts'
-import { type Loss, type LossFunction, lossFeeds, lossFunction, lossKey, readsLogits, tracedRun } from './losses.ts'
+import { type Loss, type LossFunction, lossFeeds, lossKey, readsLogits } from './losses.ts'
 import { checkTokensKnown, type PreparedStart, type Start, startFeeds } from './start.ts'
+import { resolveTaps, type Selection, selectPlaces, type TapSpec } from './taps.ts'
 
 /** What to differentiate, and with respect to what. */
 export interface GradientRequest {
   /** A loss as data, or a function from a traced run to a scalar. */
   readonly of: Loss | LossFunction
-  /** Sites, aliases or patterns. */
-  readonly at?: string | readonly string[]
+  /** Sites, aliases, patterns, or `{ site, where }` for the gradient at a part of a site only. */
+  readonly at?: TapSpec | readonly TapSpec[]
   /** Parameters by their names in the checkpoint. */
   readonly parameters?: readonly string[]
+  /** The parameters of all edits in force, such as a steering vector and its scale. */
+  readonly edits?: boolean
 }
 
 /** Options of a gradient. */
 export interface GradientOptions {
   /** Begins with an activation at a site instead of with the tokens; its gradient is had by naming the site. */
   readonly from?: Start
+  /** What becomes of forward values that the backward pass needs (default `keep`). */
+  readonly saved?: SavedPolicy
   /** Stops between segments with a `CancelledError`. */
   readonly signal?: AbortSignal | undefined
+}
+
+/** Gradients with respect to the parameters of one edit at one site. */
+export interface EditGradient {
+  /** `add at resid_post.3` */
+  readonly label: string
+  readonly site: string
+  /** By parameter name: shape of the parameter; of one that has a value for each position, that of the site. */
+  readonly params: Readonly<Record<string, NDArray<Float32Array>>>
 }
 
 /** Gradients of one scalar. */
 export interface GradientResult {
   /** The scalar itself. */
   readonly value: number
-  /** By canonical site: shape of the site. */
+  /** By canonical site: shape of the site, or one item for each place that a `where` chose. */
   readonly sites: Readonly<Record<string, Activation>>
-  /** Values of those sites in the same run. */
+  /** Values of those sites in the same run, of the same shapes. */
   readonly activations: Readonly<Record<string, Activation>>
+  /** Places that a `where` chose, by canonical site. */
+  readonly selected: Readonly<Record<string, Selection>>
   /** By name in the checkpoint: shape of the parameter as it is stored there. */
   readonly parameters: Readonly<Record<string, NDArray<Float32Array>>>
-}
-
-const output = {
-  value: 'value',
-  site: (s: string) => `grad:${s}`,
-  tap: (s: string) => `tap:${s}`,
-  parameter: (n: string) => `grad.param:${n}`,
+  /** One for each edit and site, in the order of the edits; empty unless asked for. */
+  readonly edits: readonly EditGradient[]
+  /** What lay between the segments of the program. */
+  readonly saved: RunReport
 }
 
 const functionIds = new WeakMap<LossFunction, number>()
 let nextId = 0
-function keyOf(of: Loss | LossFunction): string {
+/** What of a loss is part of the compiled program. */
+export function keyOfLoss(of: Loss | LossFunction): string {
   if (typeof of !== 'function') return lossKey(of)
   if (!functionIds.has(of)) functionIds.set(of, nextId++)
   return `#${functionIds.get(of)}`
+}
+
+/** Everything that is fed to a differentiated run. */
+export function gradientFeeds(
+  core: ModelCore,
+  edits: readonly PreparedEdit[],
+  batch: Batch,
+  of: Loss | LossFunction,
+  start: PreparedStart | undefined,
+) {
+  const { architecture } = core
+  const pass = passOf(architecture, batch)
+  const fired: FireCounts = new Map()
+  const feeds: Record<string, NDArray> = {
+    ...core.constantFeeds,
+    ...pass.feeds,
+    ...lossFeeds(of, batch, architecture.stacks.find((s) => s.head)?.vocab ?? 0, core.resolver),
+    ...startFeeds(start, batch),
+  }
+  for (const e of edits) Object.assign(feeds, feedsOf(e, pass.places, fired))
+  return { feeds, places: pass.places }
 }
 
 /** Runs a batch forward and backward. Edits are in force; gradients at a site are those of its value after the edits there. */
@@ -62,102 +97,95 @@ export async function gradientOf(
   edits: readonly PreparedEdit[],
   batch: Batch,
   request: GradientRequest,
-  { signal, start }: { signal?: AbortSignal | undefined; start?: PreparedStart | undefined } = {},
+  options: Omit<GradientOptions, 'from'> & { readonly start?: PreparedStart | undefined } = {},
 ): Promise<GradientResult> {
   const { architecture } = core
+  const { start, saved, signal } = options
   checkInput(batch, architecture, core.options.contextLength)
   if (typeof request.of !== 'function' && readsLogits(request.of)) needLogits(architecture, `the loss ${request.of.kind}`)
-  const patterns = request.at === undefined ? [] : typeof request.at === 'string' ? [request.at] : request.at
-  const sites = [...new Map(patterns.flatMap((p) => core.resolver.many(p)).map((i) => [i.site, i])).values()]
+  checkPolicy(saved)
+  const specs = request.at === undefined ? [] : Array.isArray(request.at) ? (request.at as readonly TapSpec[]) : [request.at as TapSpec]
+  const taps = resolveTaps(specs, core.resolver)
+  const sites = [...new Map(taps.map((t) => [t.info.site, t.info])).values()]
+  const conditions = [...new Set(taps.flatMap((t) => (t.when ? [t.when.info.site] : [])))]
   const parameters = request.parameters ?? []
-  if (sites.length === 0 && parameters.length === 0) throw new UsageError('Name at least one site or parameter to differentiate at.')
+  const ofEdits = request.edits ? editParameters(edits) : []
+  if (request.edits && ofEdits.length === 0)
+    throw new UsageError('There is no edit with parameters to differentiate at; add edits with `with`.')
+  if (sites.length === 0 && parameters.length === 0 && ofEdits.length === 0)
+    throw new UsageError('Name at least one site or parameter to differentiate at.')
+  if (batch.anonymous && typeof request.of !== 'function' && request.of.kind === 'next-token')
+    throw new UsageError('The loss next-token predicts tokens, so it needs them: give the tokens, too.')
   const explicitPositions = batch.positions !== undefined
+  const { feeds, places } = gradientFeeds(core, edits, batch, request.of, start)
+  // A budget is reckoned by the lengths of the axes of this input.
+  const lengths = typeof saved === 'object' ? Object.entries(feeds).map(([name, { shape }]) => [name, shape] as const) : []
   const key = JSON.stringify([
     'gradient',
     edits.map((e) => [e.key, e.structure]),
     sites.map((s) => s.site),
+    conditions,
     parameters,
-    keyOf(request.of),
+    request.edits === true,
+    keyOfLoss(request.of),
     explicitPositions,
     start?.info.site,
+    saved,
+    lengths,
   ])
-  const program = await core.compiled(key, () => build(core, edits, sites, parameters, request.of, explicitPositions, start?.info.site))
+  const graph = () =>
+    gradientGraph(core, {
+      edits,
+      sites,
+      conditions,
+      parameters,
+      ofEdits,
+      of: request.of,
+      explicitPositions,
+      start: start?.info.site,
+      saved,
+      lengths: new Map(lengths),
+    })
+  const program = await core.compiled(key, graph, { segments: saved !== undefined && saved !== 'keep' })
   checkTokensKnown(batch, start, program.inputs, edits)
-  if (batch.anonymous && typeof request.of !== 'function' && request.of.kind === 'next-token')
-    throw new UsageError('The loss next-token predicts tokens, so it needs them: give the tokens, too.')
-  const pass = passOf(architecture, batch)
-  const fired: FireCounts = new Map()
-  const feeds: Record<string, NDArray> = {
-    ...core.constantFeeds,
-    ...pass.feeds,
-    ...lossFeeds(request.of, batch, core.architecture.stacks.find((s) => s.head)?.vocab ?? 0),
-    ...startFeeds(start, batch),
+  let report: RunReport = { keptBytes: 0, spilledBytes: 0 }
+  const out = await program.run(feeds, { signal, keep: keptLimit(saved), onReport: (r) => (report = r) })
+
+  const result = {
+    sites: {} as Record<string, Activation>,
+    activations: {} as Record<string, Activation>,
+    selected: {} as Record<string, Selection>,
   }
-  for (const e of edits) Object.assign(feeds, feedsOf(e, pass.places, fired))
-  const out = await program.run(feeds, { signal })
-  const named = (name: (s: string) => string, fill?: number) =>
-    Object.fromEntries(sites.map((s) => [s.site, toCaller(s, out[name(s.site)] as NDArray, batch, fill)]))
+  for (const t of taps) {
+    const { site } = t.info
+    const [gradient, value] = [out[gradientNames.site(site)] as NDArray, out[gradientNames.tap(site)] as NDArray]
+    if (t.restricted) {
+      const selection = selectPlaces(
+        t,
+        (places[sequenceOf(t.info)] as StepPlace).step,
+        t.when && (out[gradientNames.tap(t.when.info.site)] as NDArray),
+      )
+      if (selection.places.length === 0)
+        throw new UsageError(`The 'where' at ${site} holds nowhere in this input, so there is no gradient there.`)
+      result.selected[site] = selection
+      result.sites[site] = selection.of(t.info, gradient)
+      result.activations[site] = selection.of(t.info, value)
+    } else {
+      // Nothing depends on a place without a token, whatever its value is written as.
+      result.sites[site] = toCaller(t.info, gradient, batch, 0)
+      result.activations[site] = toCaller(t.info, value, batch)
+    }
+  }
+  const array = (name: string) => out[name] as NDArray<Float32Array>
   return {
-    value: Number(out[output.value]?.data[0]),
-    // Nothing depends on a place without a token, whatever its value is written as.
-    sites: named(output.site, 0),
-    activations: named(output.tap),
-    parameters: Object.fromEntries(parameters.map((n) => [n, out[output.parameter(n)] as NDArray<Float32Array>])),
+    value: Number(out[gradientNames.value]?.data[0]),
+    ...result,
+    parameters: Object.fromEntries(parameters.map((n) => [n, array(gradientNames.parameter(n))])),
+    edits: [...new Set(ofEdits.map((p) => p.edit))].map((e) => ({
+      label: e.label,
+      site: e.info.site,
+      params: Object.fromEntries(ofEdits.filter((p) => p.edit === e).map((p) => [p.name, array(gradientNames.edit(p))])),
+    })),
+    saved: report,
   }
-}
-
-function build(
-  core: ModelCore,
-  edits: readonly PreparedEdit[],
-  sites: readonly SiteInfo[],
-  parameters: readonly string[],
-  of: Loss | LossFunction,
-  explicitPositions: boolean,
-  start: string | undefined,
-): Record<string, Tensor> {
-  const traced = core.trace({ cache: false, explicitPositions, slots: false, lastOnly: false })
-  const asked = new Map<string, SiteInfo>()
-  // A first pass finds out which sites a loss function reads, since they must be written out before it can see them.
-  const reads = new Set<string>()
-  if (typeof of === 'function')
-    of(
-      tracedRun(traced.logits, (name) => {
-        const info = core.resolver.one(name)
-        reads.add(info.site)
-        asked.set(name, info)
-        return traced.sites.get(info.site) ?? innerStandIn(traced, info)
-      }),
-    )
-  const graph = rewriteModel(traced, {
-    edits,
-    taps: [...new Set([...sites.map((s) => s.site), ...reads])],
-    start: start === undefined ? undefined : [start],
-    expandAttention: explicitPositions && core.rotates,
-    uses: { logits: true, caches: false },
-  })
-  const value = lossFunction(of)(
-    tracedRun(graph.logits, (name) => graph.taps.get((asked.get(name) ?? core.resolver.one(name)).site) as Tensor),
-  )
-  const at = [...sites.map((s) => graph.taps.get(s.site) as Tensor), ...parameters.map((n) => parameterTensor(core, n))]
-  const d = differentiate({ of: value, at, cut: true })
-  const outputs: Record<string, Tensor> = { [output.value]: d.of }
-  for (const [i, s] of sites.entries()) {
-    outputs[output.site(s.site)] = d.grads[i] as Tensor
-    outputs[output.tap(s.site)] = d.map(graph.taps.get(s.site) as Tensor)
-  }
-  for (const [i, n] of parameters.entries()) outputs[output.parameter(n)] = d.grads[sites.length + i] as Tensor
-  return outputs
-}
-
-/** A tensor of the right shape for a site inside a composite, during the pass that only asks for names. */
-function innerStandIn(traced: ReturnType<ModelCore['trace']>, info: SiteInfo): Tensor {
-  const graph = rewriteModel(traced, { edits: [], taps: [info.site], uses: { logits: false, caches: false } })
-  return graph.taps.get(info.site) as Tensor
-}
-
-function parameterTensor(core: ModelCore, name: string): Tensor {
-  const found = core.parameter(name)
-  if (found) return found
-  const near = nearest(name, core.weights.names)
-  throw new ModelError(`The model reads no parameter '${name}'${near ? `; did you mean '${near}'?` : '.'}`)
 }

@@ -1,8 +1,9 @@
 /** @file Loading and running models. */
 export { Activation, type Batch, type ModelInput, type ModelTensors } from './batch.ts'
 export type { CompileMode } from './core.ts'
+export type { Directions, HessianRequest, HessianResult, JvpRequest, JvpResult } from './derivatives.ts'
 export { type FinishReason, type GenerateOptions, Generation, type GenerationResult, type GenerationStep } from './generate.ts'
-export type { GradientOptions, GradientRequest, GradientResult } from './gradient.ts'
+export type { EditGradient, GradientOptions, GradientRequest, GradientResult } from './gradient.ts'
 export { assemble, type LoadOptions, type OpenedModel } from './load.ts'
 export type { Loss, LossFunction, TracedRun } from './losses.ts'
 export { Model, type ModelOrigin, type RunOptions, type RunResult } from './model.ts'

@@ -1,6 +1,7 @@
 /** @file What can be differentiated: losses as data, and as functions of a traced run. */
 import { UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
+import type { SiteInfo, SiteResolver } from '../sites/address.ts'
 import {
   gather,
   gatherElements,
@@ -16,7 +17,7 @@ import {
   type Tensor,
   unsqueeze,
 } from '../tensor/index.ts'
-import type { Batch } from './batch.ts'
+import { type Batch, fromCaller } from './batch.ts'
 
 /** A run that has not happened yet: what a loss function may look at. */
 export interface TracedRun {
@@ -46,13 +47,18 @@ export type Loss =
   | { readonly kind: 'mean-square' }
   | { readonly kind: 'logit'; readonly token: number; readonly position?: number }
   | { readonly kind: 'logit-difference'; readonly tokens: readonly [number, number]; readonly position?: number }
+  /**
+   * The sum of a site's values times a tensor, so that its gradient is a vector-Jacobian product. The tensor has the shape of the site in the layout of
+   * the input, or of its last axes.
+   */
+  | { readonly kind: 'inner-product'; readonly site: string; readonly vector: NDArray | Float32Array | readonly number[] }
 
 /** The logits of each row at the loss's position, [batch, d_vocab]. */
 const chosen = (run: TracedRun) => gatherRows(run.logits, run.index)
 const logitOf = (run: TracedRun, name: string) => sum(gather(chosen(run), run.token(name), 1))
 
 /** How each kind is computed; rows of a batch add up, except that next-token is a mean. */
-const kinds: Readonly<Record<Loss['kind'], LossFunction>> = {
+const kinds: { readonly [K in Loss['kind']]: (run: TracedRun, loss: Extract<Loss, { kind: K }>) => Tensor } = {
   'next-token': (run) => {
     const picked = squeeze(gatherElements(logSoftmax(run.logits), unsqueeze(run.targets, 2), 2), 2)
     return neg(sum(mul(picked, run.targetWeights)))
@@ -60,16 +66,27 @@ const kinds: Readonly<Record<Loss['kind'], LossFunction>> = {
   'mean-square': (run) => sum(mul(mean(mul(run.logits, run.logits), [-1]), run.positionWeights)),
   logit: (run) => logitOf(run, 'token'),
   'logit-difference': (run) => sub(logitOf(run, 'token'), logitOf(run, 'other')),
+  'inner-product': (run, { site, vector }) => {
+    const value = run.site(site)
+    const rank = rankOf(vector)
+    if (rank > value.rank) throw new UsageError(`The vector at ${site} has ${rank} axes, but the site has ${value.rank}.`)
+    return sum(mul(value, input(names.vector, 'float32', value.shape.slice(value.rank - rank))))
+  },
 }
 
+type Vector = Extract<Loss, { kind: 'inner-product' }>['vector']
+const rankOf = (vector: Vector) => ('shape' in vector ? vector.shape.length : 1)
+
 /** Whether a loss looks at logits, which not every model gives out. */
-export const readsLogits = (loss: Loss) => loss.kind !== 'mean-square'
+export const readsLogits = (loss: Loss) => loss.kind !== 'mean-square' && loss.kind !== 'inner-product'
 
 /** The function of a loss. */
-export const lossFunction = (loss: Loss | LossFunction): LossFunction => (typeof loss === 'function' ? loss : kinds[loss.kind])
+export const lossFunction = (loss: Loss | LossFunction): LossFunction =>
+  typeof loss === 'function' ? loss : (run) => (kinds[loss.kind] as (run: TracedRun, loss: Loss) => Tensor)(run, loss)
 
 /** What of a loss is part of the compiled program. */
-export const lossKey = (loss: Loss): string => loss.kind
+export const lossKey = (loss: Loss): string =>
+  loss.kind === 'inner-product' ? `${loss.kind} ${loss.site} ${rankOf(loss.vector)}` : loss.kind
 
 /** Names of the inputs that losses add. */
 const names = {
@@ -77,6 +94,7 @@ const names = {
   weights: 'loss.weights',
   positions: 'loss.positions',
   index: 'loss.index',
+  vector: 'loss.vector',
   token: (n: string) => `loss.${n}`,
 }
 
@@ -94,7 +112,7 @@ export function tracedRun(logits: Tensor, site: (name: string) => Tensor): Trace
 }
 
 /** Values of the inputs of a loss. */
-export function lossFeeds(loss: Loss | LossFunction, batch: Batch, vocab: number): Record<string, NDArray> {
+export function lossFeeds(loss: Loss | LossFunction, batch: Batch, vocab: number, resolver: SiteResolver): Record<string, NDArray> {
   const rows = batch.rows.length
   const width = Math.max(...batch.rows.map((r) => r.length))
   const targets = new BigInt64Array(rows * width)
@@ -129,10 +147,20 @@ export function lossFeeds(loss: Loss | LossFunction, batch: Batch, vocab: number
     return [names.token(name), { dtype: 'int64', shape: [], data: BigInt64Array.of(BigInt(id)) }]
   }
   return {
+    ...(data?.kind === 'inner-product' ? { [names.vector]: vectorFeed(data.vector, resolver.one(data.site), batch) } : {}),
     [names.targets]: { dtype: 'int64', shape: [rows, width], data: targets },
     [names.weights]: { dtype: 'float32', shape: [rows, width], data: weights },
     [names.positions]: { dtype: 'float32', shape: [rows, width], data: positions },
     [names.index]: { dtype: 'int64', shape: [rows], data: BigInt64Array.from(index) },
     ...Object.fromEntries(Object.entries(tokens).map(([n, id]) => scalar(n, id))),
   }
+}
+
+/** A vector as the program takes it: in full shape it is in the layout of the input. */
+function vectorFeed(vector: Vector, info: SiteInfo, batch: Batch): NDArray {
+  if (!('shape' in vector)) return { dtype: 'float32', shape: [vector.length], data: Float32Array.from(vector) }
+  if (vector.dtype !== 'float32') throw new UsageError(`The vector at ${info.site} must be float32, not ${vector.dtype}.`)
+  const { dtype, shape, data } = vector
+  // Places without a token take part in nothing.
+  return shape.length === info.row.axes.length ? fromCaller(info, { dtype, shape, data }, batch, 0) : { dtype, shape, data }
 }

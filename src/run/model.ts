@@ -12,6 +12,7 @@ import type { AxisName } from '../sites/vocabulary.ts'
 import type { WeightRef } from '../tensor/index.ts'
 import { type Activation, type Batch, checkInput, type ModelInput, passOf, toCaller } from './batch.ts'
 import { type ModelCore, outputNames } from './core.ts'
+import { type HessianRequest, type HessianResult, hessianOf, type JvpRequest, type JvpResult, jvpOf } from './derivatives.ts'
 import { type GenerateOptions, Generation } from './generate.ts'
 import { type GradientOptions, type GradientRequest, type GradientResult, gradientOf } from './gradient.ts'
 import { batchOf, needLogits } from './inputs.ts'
@@ -255,7 +256,31 @@ export class Model {
    */
   gradient(request: GradientRequest, input: StartInput, options: GradientOptions = {}): Promise<GradientResult> {
     const start = options.from && resolveStart(options.from, this.core.resolver)
-    return gradientOf(this.core, this.prepared, this.batchFrom(input, start), request, { signal: options.signal, start })
+    return gradientOf(this.core, this.prepared, this.batchFrom(input, start), request, { ...options, start })
+  }
+
+  /** Jacobian-vector product: how sites change, to first order, when others move along directions. Costs about two backward passes for each site of `of`. */
+  jvp(request: JvpRequest, input: ModelInput, options: { readonly signal?: AbortSignal | undefined } = {}): Promise<JvpResult> {
+    return jvpOf(this.core, this.prepared, this.tokens(input), request, options.signal)
+  }
+
+  /** Vector-Jacobian product: gradients of a site's values times a vector. */
+  vjp(
+    request: { readonly of: string; readonly vector: NDArray | Float32Array | readonly number[] } & Omit<GradientRequest, 'of'>,
+    input: StartInput,
+    options: GradientOptions = {},
+  ): Promise<GradientResult> {
+    const { of, vector, ...rest } = request
+    return this.gradient({ ...rest, of: { kind: 'inner-product', site: of, vector } }, input, options)
+  }
+
+  /** Product of the Hessian of a scalar, with respect to sites, with directions at them. */
+  hessianProduct(
+    request: HessianRequest,
+    input: ModelInput,
+    options: { readonly signal?: AbortSignal | undefined } = {},
+  ): Promise<HessianResult> {
+    return hessianOf(this.core, this.prepared, this.tokens(input), request, options.signal)
   }
 
   /** Writes on from a prompt (or several). Iterate over it for the text as it comes, over `steps()` for tokens and taps, or await `result()`. */

@@ -5,7 +5,7 @@ import { Rewriter, topological } from './graph.ts'
 import { cut, identity } from './ops/index.ts'
 import { expandTo, isFloat, zerosLike } from './ops/like.ts'
 import { sameShape } from './shape.ts'
-import { type Node, scalar, shown, type Tensor } from './tensor.ts'
+import { apply, type Node, scalar, shown, type Tensor } from './tensor.ts'
 
 /** What to differentiate. */
 export interface DifferentiateOptions {
@@ -17,6 +17,11 @@ export interface DifferentiateOptions {
   readonly seed?: Tensor
   /** Whether the backward pass of each segment becomes a segment, where the graph carries `cut` marks. */
   readonly cut?: boolean
+  /**
+   * Segments whose values are not kept for the backward pass but computed again in it, from what entered the segment; needs `cut`. The last segment is
+   * followed backward at once, so that nothing of it is kept in either case.
+   */
+  readonly recompute?: (segment: number) => boolean
 }
 
 /** A differentiated graph. */
@@ -27,6 +32,8 @@ export interface Differentiated {
   readonly grads: readonly Tensor[]
   /** The counterpart of any tensor of the old graph in the new one: composites without a gradient rule are written out there. */
   map(t: Tensor): Tensor
+  /** Forward values that wait for the backward pass, by the segment whose backward pass reads them; empty without `cut`. */
+  readonly saved: ReadonlyMap<number, ReadonlySet<Tensor>>
 }
 
 /** Gradients of a scalar with respect to tensors; see {@link differentiate} for fetching the scalar and others along with them. */
@@ -54,7 +61,7 @@ export function differentiate(options: DifferentiateOptions): Differentiated {
     const path = new Path(of, at)
     if (rewriters.length === 0) path.check()
     const composites = path.nodes.filter((n) => !n.op.gradient)
-    if (composites.length === 0) return { of, grads: sweep(path, options), map: (t) => rewriters.reduce((x, r) => r.map(x), t) }
+    if (composites.length === 0) return { of, ...sweep(path, options), map: (t) => rewriters.reduce((x, r) => r.map(x), t) }
     for (const { op } of composites)
       if (!op.expand)
         throw new UsageError(
@@ -144,8 +151,8 @@ function intersect<T>(a: ReadonlySet<T>, b: ReadonlySet<T>): Set<T> {
 }
 
 /** Asks the rules from `of` down. */
-function sweep(path: Path, options: DifferentiateOptions): Tensor[] {
-  const segments = options.cut ? new BackwardSegments(path.of) : undefined
+function sweep(path: Path, options: DifferentiateOptions): Pick<Differentiated, 'grads' | 'saved'> {
+  const segments = options.cut ? new BackwardSegments(path.of, options.recompute) : undefined
   // Rules look into what gradients are made of; a given seed stays one thing, so that it can be differentiated at.
   const seed = options.seed ? identity(options.seed) : expandTo(scalar(1, path.of.dtype), path.of)
   const parts = new Map<Tensor, Tensor[]>([[path.of, [seed]]])
@@ -174,7 +181,8 @@ function sweep(path: Path, options: DifferentiateOptions): Tensor[] {
       else parts.set(x, [g])
     }
   }
-  return path.at.map((t) => gradientOf(t) ?? zerosLike(t))
+  const grads = path.at.map((t) => gradientOf(t) ?? zerosLike(t))
+  return { grads, saved: segments?.savedFor(grads) ?? new Map() }
 }
 
 function ask(
@@ -218,9 +226,12 @@ function innerVjp(outputs: readonly Tensor[], seeds: readonly Tensor[], at: read
 class BackwardSegments {
   private readonly segmentOf = new Map<Node, number>()
   private readonly indices: readonly number[]
-  private readonly holds = new Map<string, Tensor>()
+  private readonly holds = new Map<string, { readonly of: Tensor; readonly segment: number; readonly tensor: Tensor }>()
+  private readonly copies = new Map<string, readonly Tensor[]>()
+  private readonly recompute: (segment: number) => boolean
 
-  constructor(of: Tensor) {
+  constructor(of: Tensor, recompute: (segment: number) => boolean = () => false) {
+    this.recompute = recompute
     for (const node of topological([of])) {
       let segment = node.op.name === 'cut' ? (node.attrs.index as number) : -1
       for (const x of node.inputs) if (x) segment = Math.max(segment, this.segmentOf.get(x.node) as number)
@@ -239,15 +250,53 @@ class BackwardSegments {
   /** A forward value as the backward pass over `node` reads it: what is computed from it belongs to that pass, instead of being kept too. */
   held(x: Tensor, node: Node): Tensor {
     const index = this.backward(node)
+    if (index === undefined) return x
+    const own = this.segmentOf.get(node) as number
+    return this.recompute(own) ? this.again(x, own, index) : this.kept(x, own, index)
+  }
+
+  private kept(x: Tensor, own: number, index: number): Tensor {
     // Weights and what depends on inputs alone is had in every segment.
-    if (index === undefined || this.segmentOf.get(x.node) === -1) return x
+    if (this.segmentOf.get(x.node) === -1) return x
     const key = `${x.node.id}.${x.index}@${index}`
     let mark = this.holds.get(key)
     if (!mark) {
-      mark = cut(x, index)
+      mark = { of: x, segment: own, tensor: cut(x, index) }
       this.holds.set(key, mark)
     }
-    return mark
+    return mark.tensor
+  }
+
+  /** The same value computed once more, in the segment `index`, from what entered the segment `own`. */
+  private again(x: Tensor, own: number, index: number): Tensor {
+    const { node } = x
+    if (this.segmentOf.get(node) !== own || node.op.name === 'cut') return this.kept(x, own, index)
+    const key = `${node.id}@${index}`
+    let made = this.copies.get(key)
+    if (!made) {
+      made = apply(
+        node.op.name,
+        node.inputs.map((i) => i && this.again(i, own, index)),
+        node.attrs,
+      )
+      this.copies.set(key, made)
+    }
+    return made[x.index] as Tensor
+  }
+
+  /** What is kept for some gradients, by the segment whose backward pass reads it. */
+  savedFor(grads: readonly Tensor[]): Map<number, Set<Tensor>> {
+    const used = new Set(topological(grads))
+    const saved = new Map<number, Set<Tensor>>()
+    for (const { of, segment, tensor } of this.holds.values()) {
+      if (!used.has(tensor.node)) continue
+      const list = saved.get(segment) ?? new Set()
+      // A mark is no value of its own.
+      let value = of
+      while (value.node.op.name === 'identity') value = value.node.inputs[0] as Tensor
+      saved.set(segment, list.add(value))
+    }
+    return saved
   }
 
   /** A gradient that leaves the backward pass of one segment for that of the one before. */

@@ -1,4 +1,6 @@
 /** @file The engine: traced tensors, ops, programs. Knows nothing of models. */
+
+export type { RunReport } from './execution.ts'
 export * from './grad.ts'
 export * from './graph.ts'
 export * from './jvp.ts'
@@ -7,6 +9,7 @@ export * from './ops/index.ts'
 export * from './program.ts'
 export { getRuntime } from './runtime/index.ts'
 export type { Device, Runtime } from './runtime/runtime.ts'
+export * from './saved.ts'
 export * from './session-cache.ts'
 export * from './shape.ts'
 export * from './tensor.ts'
