@@ -33,6 +33,26 @@ export {
   openCorpus,
 } from './corpus.ts'
 export type { InvalidPolicy } from './corpus-text.ts'
+export {
+  type FeatureFrequency,
+  type FeaturePlace,
+  featureFrequencies,
+  type QueryOptions,
+  type QueryResult,
+  type QueryRow,
+  type QueryValue,
+  queryFeatures,
+  strongestPlaces,
+} from './feature-query.ts'
+export {
+  captureFeatures,
+  type FeatureEncoder,
+  type FeatureOptions,
+  type FeatureResult,
+  type FeatureRows,
+  featureColumns,
+  writeFeatures,
+} from './features.ts'
 export { type HeadPattern, type HeadScoreOptions, type HeadScores, headPatterns, headScores } from './heads.ts'
 export { type LensMaps, type LensOptions, type LensResult, lens, lensDivergence } from './lens.ts'
 export { loadLens, loadTunedLens, saveLens, saveTunedLens } from './lens-file.ts'

@@ -1,15 +1,19 @@
 /** @file `actlens capture`: activations of a corpus, to disk. */
 
-import { type CaptureDType, capture, type Packing } from '../../explore/index.ts'
+import { UsageError } from '../../base/errors.ts'
+import { type CaptureDType, capture, captureFeatures, type Packing } from '../../explore/index.ts'
 import type { Where } from '../../sites/index.ts'
-import { defineCommand, integer, modelArgument, type OptionRow } from '../command.ts'
+import { type CommandContext, defineCommand, integer, modelArgument, number, type OptionRow, type Outcome } from '../command.ts'
 import { type CorpusOptions, corpusOf, corpusOptions, defined, whereOption } from '../corpus.ts'
 import { withModel } from '../model.ts'
+import { checkOutput } from '../output.ts'
 import { bytes, table } from '../table.ts'
 import { splitPatterns } from './run.ts'
 
 interface Options extends CorpusOptions {
-  readonly sites: readonly string[]
+  readonly sites?: readonly string[]
+  readonly sae?: string
+  readonly threshold?: number
   readonly out: string
   readonly dtype?: CaptureDType
   readonly maxTokens?: number
@@ -27,10 +31,15 @@ const options: readonly OptionRow[] = [
   {
     flags: '--sites <sites>',
     doc: "what to keep: sites, aliases, patterns ('resid_post.*'), separated by commas",
-    required: true,
     repeat: true,
   },
-  { flags: '--out <folder>', doc: 'folder for the shards and manifest.json', required: true },
+  { flags: '--out <path>', doc: 'folder for the shards and manifest.json; with --sae, a Parquet file', required: true },
+  {
+    flags: '--sae <source>',
+    doc: 'keep the active features of a sparse autoencoder instead of activations, in Parquet (ask it with query); --sites names its site where its file does not',
+    conflicts: ['dtype', 'shardTokens', 'resume'],
+  },
+  { flags: '--threshold <x>', doc: 'with --sae: leave out activations of at most this size (default: 0)', parse: number },
   {
     flags: '--dtype <type>',
     doc: 'element type on disk; int8 has a factor for each position (default: f32)',
@@ -54,8 +63,12 @@ export const command = defineCommand<{ model: string }, Options>({
   options,
   async run(context, args, options) {
     const { sites: patterns, out, resume } = options
-    const sites = patterns.flatMap(splitPatterns)
+    const sites = patterns?.flatMap(splitPatterns)
     const data = corpusOf(options)
+    if (options.threshold !== undefined && options.sae === undefined)
+      throw new UsageError('--threshold is for the features of --sae; activations are kept whatever their size.')
+    if (options.sae !== undefined) return features(context, args.model, { ...options, sae: options.sae }, sites)
+    if (sites === undefined) throw new UsageError("Say what to keep: --sites 'resid_post.*', for example, or --sae.")
     return withModel(context, args.model, options, async ({ model }) => {
       const { io, onProgress } = context
       const { dtype, maxTokens, where, packing, context: length, batchTokens, shardTokens } = options
@@ -96,3 +109,36 @@ export const command = defineCommand<{ model: string }, Options>({
     })
   },
 })
+
+/** Features of a sparse autoencoder, to Parquet. */
+async function features(
+  context: CommandContext,
+  name: string,
+  options: Options & { readonly sae: string },
+  sites: readonly string[] | undefined,
+): Promise<Outcome> {
+  const { out, threshold, maxTokens, where, packing, context: length, batchTokens } = options
+  if (sites !== undefined && sites.length > 1) throw new UsageError('An autoencoder reads one site; give one with --sites.')
+  if (!out.toLowerCase().endsWith('.parquet'))
+    throw new UsageError(`Features are written to Parquet: give --out a name that ends in .parquet, not ${out}.`)
+  await checkOutput(out)
+  const work = { signal: context.io.signal, onProgress: context.onProgress }
+  const { loadSae } = await import('../../decompose/sae/load.ts')
+  await using sae = await loadSae(options.sae, work)
+  return withModel(context, name, options, async ({ model }) => {
+    const { site } = sae.site(model, sites?.[0])
+    const found = await captureFeatures(model, {
+      data: corpusOf(options),
+      encoder: sae,
+      site,
+      out,
+      ...defined({ threshold, maxTokens, where, packing, context: length, batchTokens }),
+      source: { sae: options.sae, kind: sae.weights.kind, features: sae.dSae },
+      ...work,
+    })
+    return {
+      json: { model: model.origin.id, site, ...found, features: sae.dSae },
+      text: `${found.rows} activations of ${sae.dSae} features at ${found.places} places of ${site} (${found.active.toFixed(1)} at a place), written to ${out}.\n`,
+    }
+  })
+}

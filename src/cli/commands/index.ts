@@ -16,6 +16,7 @@ export const commandLoaders: Readonly<Record<string, () => Promise<CommandRow>>>
   attribute: () => import('./attribute.ts').then(one),
   circuit: () => import('./circuit.ts').then(one),
   lens: () => import('./lens.ts').then(one),
+  query: () => import('./query.ts').then(one),
   statistics: () => import('./statistics.ts').then(one),
   similarity: () => import('./similarity.ts').then(one),
   probe: () => import('./probe.ts').then(one),
