@@ -23,7 +23,7 @@ export const runtime: Runtime = {
         ...(options.threads ? { intraOpNumThreads: options.threads } : {}),
         interOpNumThreads: 1,
         executionMode: 'sequential',
-        graphOptimizationLevel: 'all',
+        graphOptimizationLevel: options.optimize === false ? 'disabled' : 'all',
         logSeverityLevel: 3,
         ...(options.memory.size > 0 ? { externalData: [...options.memory].map(([path, data]) => ({ path, data })) } : {}),
         extra: {

@@ -10,8 +10,19 @@ export interface RuntimeTensor {
   dispose(): void
 }
 
+/** What the runtime knows of an output before it runs. */
+export interface OutputMetadata {
+  readonly name: string
+  /** False for lists of tensors and other values that are none. */
+  readonly isTensor: boolean
+  readonly type?: string
+  /** Lengths, or names of lengths; empty names where nothing is known. */
+  readonly shape?: readonly (number | string)[]
+}
+
 /** A compiled model. */
 export interface CompiledModel {
+  readonly outputMetadata: readonly OutputMetadata[]
   /** Runs it; a fetch with a tensor is written in place, with null freshly made. */
   run(
     feeds: Readonly<Record<string, RuntimeTensor>>,
@@ -34,6 +45,8 @@ export interface CompileOptions {
   readonly memory: ReadonlyMap<string, Uint8Array>
   /** Whether matrices are laid out anew for speed, which takes time and memory (default true). */
   readonly prepack?: boolean
+  /** Whether the runtime may fold and fuse nodes (default); without it nothing is computed at compilation. */
+  readonly optimize?: boolean
 }
 
 /** Bytes of a file. */

@@ -12,7 +12,7 @@ export const runtime: Runtime = {
     try {
       const session = await ort.InferenceSession.create(model, {
         executionProviders: [options.device === 'webgpu' ? 'webgpu' : 'wasm'],
-        graphOptimizationLevel: 'all',
+        graphOptimizationLevel: options.optimize === false ? 'disabled' : 'all',
         logSeverityLevel: 3,
         externalData: [...options.memory].map(([path, data]) => ({ path, data })),
       })
