@@ -2,7 +2,7 @@
 import { FormatError, UsageError } from '../base/errors.ts'
 import { type ModelSource, parseModelSource } from '../models/hub/index.ts'
 import { readEditsFile, withEditsFile } from '../run/edits-file.ts'
-import { load, type Model } from '../run/index.ts'
+import { loadAny, type Model, OnnxModel } from '../run/index.ts'
 import type { DataEdit } from '../sites/index.ts'
 import type { CommandContext, CommonOptions } from './command.ts'
 import { checkDevice } from './devices.ts'
@@ -35,19 +35,29 @@ export interface EditedModel {
   readonly edits: readonly DataEdit[]
 }
 
-/** Loads a model and its edits, does the work, and frees what was compiled. */
+/** An ONNX file, with the edits that were put on it. */
+export interface EditedOnnx {
+  readonly model: OnnxModel
+  readonly edits: readonly DataEdit[]
+}
+
+/**
+ * Loads a model and its edits, does the work, and frees what was compiled. An ONNX file goes to `onnx`; commands without it
+ * refuse such files.
+ */
 export async function withModel<T>(
   context: CommandContext,
   name: string,
   options: ModelOptions,
   work: (loaded: EditedModel) => Promise<T>,
+  onnx?: (loaded: EditedOnnx) => Promise<T>,
 ): Promise<T> {
   const { common, io, onProgress } = context
   modelSource(name)
   await checkCommon(common)
   // Small and often wrong: read before the model, which is neither.
   const edits = options.edits === undefined ? [] : await readEditsFile(options.edits)
-  const loaded = await load(name, {
+  const loaded = await loadAny(name, {
     signal: io.signal,
     onProgress,
     ...(common.threads === undefined ? {} : { threads: common.threads }),
@@ -56,6 +66,14 @@ export async function withModel<T>(
     ...(common.family === undefined ? {} : { family: common.family }),
   })
   try {
+    if (loaded instanceof OnnxModel) {
+      if (!onnx)
+        throw new ModelError(
+          `${name} is an ONNX file, which this command does not take; sites, run, gradient, generate and export do. Give the checkpoint that it was exported from.`,
+        )
+      const model = options.edits === undefined ? loaded : withEditsFile(loaded, { path: options.edits, edits })
+      return await onnx({ model, edits })
+    }
     const model = options.edits === undefined ? loaded : withEditsFile(loaded, { path: options.edits, edits })
     return await work({ model, edits })
   } finally {

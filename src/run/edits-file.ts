@@ -9,7 +9,6 @@ import { readSae } from '../models/sae/read.ts'
 import { isSaeWeights } from '../models/sae/weights.ts'
 import type { ParamRow } from '../sites/edit-ops.ts'
 import { type ArrayParam, checkEdit, type DataEdit, type Edit, type EditParam, isArrayParam, opRow, toArray } from '../sites/edits.ts'
-import type { Model } from './model.ts'
 
 /** Edits of a file, and where they came from. */
 export interface EditsFile {
@@ -41,7 +40,7 @@ export async function readEditsFile(path: string): Promise<DataEdit[]> {
  * The model with the edits of a file.
  * @throws EditError, SiteError for edits that do not fit this model; the message names the file and the edit's index.
  */
-export function withEditsFile(model: Model, { path, edits }: EditsFile): Model {
+export function withEditsFile<M extends { with(edit: DataEdit): M }>(model: M, { path, edits }: EditsFile): M {
   let edited = model
   for (const [index, edit] of edits.entries()) {
     try {

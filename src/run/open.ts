@@ -1,6 +1,6 @@
 /** @file Opening what people have: folders, files, packages and hub models, by their contents. */
 import { existsSync, readdirSync } from 'node:fs'
-import { dirname, extname, join } from 'node:path'
+import { basename, dirname, extname, join } from 'node:path'
 import { FormatError, listed, ModelError } from '../base/errors.ts'
 import { readJson } from '../base/files.ts'
 import type { Config } from '../models/config.ts'
@@ -11,15 +11,38 @@ import { type FileRange, type ResolvedSource, resolveSource } from '../models/hu
 import { ggufTokenizer, loadHfTokenizer, parseLlama2cTokenizer, type Tokenizer } from '../models/text/index.ts'
 import { assemble, type LoadOptions, type OpenedModel } from './load.ts'
 import type { Model } from './model.ts'
+import { loadOnnx } from './onnx/load.ts'
+import type { OnnxModel } from './onnx/model.ts'
 
 /**
- * Loads a model: `embedded`, a folder, a file, a hub id, or `npm:name@version#path`.
+ * Loads a model: `embedded`, a folder, a file, a hub id, or `npm:name@version#path`. An `.onnx` file gives an {@link OnnxModel}.
  * @throws FormatError, ModelError, UsageError with what is wrong and what to do.
  */
-export async function load(model: string, options: LoadOptions = {}): Promise<Model> {
+export async function load(model: `${string}.onnx`, options?: LoadOptions): Promise<OnnxModel>
+export async function load(model: string, options?: LoadOptions): Promise<Model>
+export async function load(model: string, options: LoadOptions = {}): Promise<Model | OnnxModel> {
+  return loadAny(model, options)
+}
+
+/** Loads a model of which only a run tells the kind: what is an ONNX file has the `kind` 'onnx'. */
+export async function loadAny(model: string, options: LoadOptions = {}): Promise<Model | OnnxModel> {
   const source = await resolveSource(model, options)
+  const graph = onnxFile(source)
+  if (graph) return loadOnnx(graph, { id: source.id, hash: () => source.hash() }, options)
   const opened = await open(source)
   return assemble(opened, { ...options, convert: (store, sections) => convertWeights(store, sections, options) })
+}
+
+/** The ONNX file of a source: the file itself, or the only one of a folder without other weights. */
+function onnxFile({ file, folder }: ResolvedSource): string | undefined {
+  if (file !== undefined) return extname(file).toLowerCase() === '.onnx' ? file : undefined
+  const beside = [folder as string, join(folder as string, 'onnx')].filter((f) => existsSync(f))
+  const names = beside.flatMap((f) => readdirSync(f).map((name) => join(f, name)))
+  if (names.some((n) => ['.safetensors', '.bin', '.gguf'].includes(extname(n)) && !isTokenizerBin(basename(n)))) return undefined
+  const graphs = names.filter((n) => extname(n) === '.onnx')
+  if (graphs.length > 1)
+    throw new FormatError(`${folder} holds several ONNX files (${listed(graphs.map((g) => basename(g)))}); name one of them.`)
+  return graphs[0]
 }
 
 type Opener = (source: ResolvedSource, path: string) => Promise<Omit<OpenedModel, 'id' | 'hash'>>

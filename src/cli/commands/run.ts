@@ -4,9 +4,10 @@ import type { NDArray } from '../../base/types.ts'
 import { openSafetensors, writeSafetensors } from '../../models/formats/index.ts'
 import { describeEdits } from '../../run/edits-file.ts'
 import type { Activation, Model, Start } from '../../run/index.ts'
-import { type CommandContext, defineCommand, modelArgument, type OptionRow } from '../command.ts'
+import { type CommandContext, defineCommand, modelArgument, type OptionRow, type Outcome } from '../command.ts'
 import { type InputsFile, readInputs, tensorsOfRows } from '../inputs.ts'
-import { withModel } from '../model.ts'
+import { type EditedModel, type EditedOnnx, withModel } from '../model.ts'
+import { namesOnnx, onnxInputs, onnxRun } from '../onnx.ts'
 import { checkOutput } from '../output.ts'
 import { type NextToken, statisticsOf, type TensorStatistics, topTokens } from '../statistics.ts'
 import { quoted, short, table } from '../table.ts'
@@ -57,9 +58,10 @@ export const command = defineCommand<{ model: string }, Options>({
     const taps = (options.taps ?? []).flatMap(splitPatterns)
     if (!options.logits && taps.length === 0) throw new UsageError('With --no-logits there is nothing to compute: name sites with --taps.')
     if (options.out !== undefined) await checkOutput(options.out)
-    const source = await readSource(options)
+    const source = namesOnnx(args.model) && options.inputs !== undefined ? undefined : await readSource(options)
     const start = options.from === undefined ? undefined : await readStart(options.from)
-    return withModel(context, args.model, options, async ({ model, edits }) => {
+    const onModel = async ({ model, edits }: EditedModel): Promise<Outcome> => {
+      if (!source) throw new UsageError(`${args.model} is no ONNX file.`)
       const tensors = 'file' in source ? source.file.tensors : rowsOf(model, source)
       const ignored = 'file' in source ? source.file.others : []
       if (ignored.length > 0) context.warn(`${options.inputs} also holds ${ignored.join(', ')}; these are no inputs and were not used.`)
@@ -95,7 +97,15 @@ export const command = defineCommand<{ model: string }, Options>({
         },
         text: `${statisticsTable(statistics)}${next.map((n, row) => nextTable(n, next.length > 1 ? row : undefined)).join('')}`,
       }
-    })
+    }
+    const onOnnx = async (loaded: EditedOnnx): Promise<Outcome> => {
+      if (start)
+        throw new UsageError('--from starts a model of the vocabulary of sites; of an ONNX file, give what it computes as an input.')
+      const texts = source && 'texts' in source ? source.texts : undefined
+      const inputs = await onnxInputs(loaded.model, { inputs: options.inputs, texts })
+      return onnxRun(context, loaded, { taps, outputs: options.logits, out: options.out, inputs })
+    }
+    return withModel(context, args.model, options, onModel, onOnnx)
   },
 })
 

@@ -1,8 +1,9 @@
 /** @file `actlens sites`: the named sites of a model. */
 import type { Model } from '../../run/index.ts'
 import type { SiteInfo } from '../../sites/index.ts'
-import { defineCommand, modelArgument } from '../command.ts'
+import { defineCommand, modelArgument, type Outcome } from '../command.ts'
 import { withModel } from '../model.ts'
+import { onnxSites } from '../onnx.ts'
 import { table } from '../table.ts'
 
 export const command = defineCommand<{ model: string }, object>({
@@ -12,13 +13,19 @@ export const command = defineCommand<{ model: string }, object>({
   arguments: [modelArgument],
   options: [],
   run: (context, args) =>
-    withModel(context, args.model, {}, async ({ model }) => {
-      const sites = model.sites()
-      return {
-        json: { model: model.origin.id, family: model.architecture.family, sites: sites.map((info) => jsonOf(model, info)) },
-        text: textOf(model, sites),
-      }
-    }),
+    withModel<Outcome>(
+      context,
+      args.model,
+      {},
+      async ({ model }) => {
+        const sites = model.sites()
+        return {
+          json: { model: model.origin.id, family: model.architecture.family, sites: sites.map((info) => jsonOf(model, info)) },
+          text: textOf(model, sites),
+        }
+      },
+      async ({ model }) => onnxSites(model),
+    ),
 })
 
 function jsonOf(model: Model, info: SiteInfo) {

@@ -1,5 +1,5 @@
 /** @file What all values of one ONNX model share: the file, the types of its tensors, programs and sessions. */
-import { RuntimeFailure, SiteError, throwIfCancelled, UsageError } from '../../base/errors.ts'
+import { messageOf, RuntimeFailure, SiteError, throwIfCancelled, UsageError } from '../../base/errors.ts'
 import type { DType, NDArray, TypedArray } from '../../base/types.ts'
 import {
   type Composed,
@@ -107,13 +107,15 @@ export class OnnxCore {
     const fetches = Object.fromEntries([...composed.outputs.values()].map((name) => [name, null]))
     const { device, threads } = this.options
     const key = `onnx ${this.id} ${JSON.stringify([request.fetch, request.key])}`
-    const out = await this.sessions.with(key, lowered, { device, ...(threads ? { threads } : {}) }, async (session) => {
-      try {
-        return await session.run(given, fetches)
-      } catch (error) {
-        throw new RuntimeFailure(`ONNX Runtime could not run the model: ${(error as Error).message}`, { cause: error })
-      }
-    })
+    const lease = await this.sessions.acquire(key, lowered, { device, ...(threads ? { threads } : {}) })
+    let out: Record<string, RuntimeTensor>
+    try {
+      out = await lease.session.run(given, fetches)
+    } catch (error) {
+      throw new RuntimeFailure(`ONNX Runtime could not run the model: ${messageOf(error)}`, { cause: error })
+    } finally {
+      lease.release()
+    }
     const values: Record<string, OnnxValue> = {}
     for (const [name, o] of composed.outputs) {
       const t = out[o]
@@ -127,7 +129,9 @@ export class OnnxCore {
   private checkReadable(name: string): void {
     const t = this.tensors.get(name)
     if (!t || (t.dtype && t.dtype !== 'int4' && t.dtype !== 'uint4') || t.other === 'string') return
-    throw new SiteError(`'${name}' is ${t.dtype ? `of type ${t.dtype}` : t.other}, which the runtime cannot hand out; read a tensor that is computed from it.`)
+    throw new SiteError(
+      `'${name}' is ${t.dtype ? `of type ${t.dtype}` : t.other}, which the runtime cannot hand out; read a tensor that is computed from it.`,
+    )
   }
 
   /** Frees all sessions; a later run compiles anew. */

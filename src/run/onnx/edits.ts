@@ -1,8 +1,8 @@
 /** @file Edits at tensors of an ONNX file: checked, traced by the same table of ops as elsewhere, and spliced into the file's graph. */
 import { EditError, UsageError } from '../../base/errors.ts'
 import { type NDArray, sizeOf } from '../../base/types.ts'
-import type { ParamRow } from '../../sites/edit-ops.ts'
-import { checkEdit, type Edit, labelOf, opRow, toArray } from '../../sites/edits.ts'
+import type { OwnEdit, ParamRow } from '../../sites/edit-ops.ts'
+import { type ArrayParam, checkEdit, type DataEdit, type Edit, labelOf, opRow, toArray } from '../../sites/edits.ts'
 import { gaussianAt } from '../../sites/noise.ts'
 import { layerAllowed, maskOf, needsMask, type StepLayout } from '../../sites/where.ts'
 import {
@@ -30,6 +30,8 @@ export interface OnnxEdit {
   readonly label: string
   readonly at: OnnxSite
   readonly params: ReadonlyMap<string, NDArray<Float32Array>>
+  /** What it feeds and does, for ops whose parameters are no arrays against the tensor. */
+  readonly own?: OwnEdit
   /** Seed of noise, which is drawn for each run. */
   readonly seed?: number
   readonly masked: boolean
@@ -82,9 +84,10 @@ function prepareOne(edit: Edit, at: OnnxSite, sites: OnnxSites, index: number): 
   const clause = edit.where ?? {}
   const params = new Map<string, NDArray<Float32Array>>()
   let seed: number | undefined
-  if (edit.op !== 'function')
+  const own = edit.op === 'function' ? undefined : ownEdit(edit, at, label)
+  if (edit.op !== 'function' && !own)
     for (const [name, p] of Object.entries(opRow(edit.op).params) as [string, ParamRow][]) {
-      const value = edit.params?.[name] ?? p.otherwise
+      const value = (edit.params?.[name] as ArrayParam | undefined) ?? p.otherwise
       if (value === undefined) continue
       if (p.kind === 'seed') {
         if (!Number.isInteger(value)) throw new EditError(`The parameter '${name}' of the edit ${label} must be an integer.`)
@@ -102,12 +105,13 @@ function prepareOne(edit: Edit, at: OnnxSite, sites: OnnxSites, index: number): 
   const reads = edit.op === 'function' ? edit.reads.map((r) => sites.one(r)) : []
   const shapes = [...params].map(([name, p]) => `${name}:${p.shape.map((n) => (n === 1 ? 1 : 'n')).join('x')}`).join(',')
   const id = edit.op === 'function' ? `#${functionId(edit.apply)}(${edit.reads.join()})` : ''
-  const structure = `${edit.op}${id}@${at.tensor.name}(${shapes})${masked ? ' masked' : ''}${when ? ` when ${when.at.tensor.name} ${when.above ? '>' : '<'}` : ''}`
+  const structure = `${edit.op}${id}${own?.structure ?? ''}@${at.tensor.name}(${shapes})${masked ? ' masked' : ''}${when ? ` when ${when.at.tensor.name} ${when.above ? '>' : '<'}` : ''}`
   return {
     edit,
     label,
     at,
     params,
+    ...(own ? { own } : {}),
     ...(seed === undefined ? {} : { seed }),
     masked,
     ...(when ? { when } : {}),
@@ -115,6 +119,15 @@ function prepareOne(edit: Edit, at: OnnxSite, sites: OnnxSites, index: number): 
     key: `edit.${index}`,
     structure,
   }
+}
+
+function ownEdit(edit: DataEdit, at: OnnxSite, label: string): OwnEdit | undefined {
+  const { prepare } = opRow(edit.op)
+  if (!prepare) return undefined
+  const sizes = at.tensor.shape?.slice(2) ?? []
+  if (sizes.length === 0 || sizes.some((n) => typeof n !== 'number'))
+    throw new EditError(`The edit ${label} needs a tensor of axes [batch, pos, …] whose last ones have known lengths.`)
+  return prepare(edit.params ?? {}, { label, site: at.site, sizes: sizes as number[] })
 }
 
 function prepareWhen(clause: NonNullable<NonNullable<Edit['where']>['when']>, sites: OnnxSites, label: string) {
@@ -230,7 +243,7 @@ function traceOne(e: OnnxEdit, value: Tensor, read: (site: OnnxSite) => Tensor, 
             return cast(read(site), 'float32')
           },
         })
-      : opRow(edit.op).apply(wide, paramInputs(e, value))
+      : (e.own?.apply ?? (opRow(edit.op).apply as NonNullable<OwnEdit['apply']>))(wide, paramInputs(e, value))
   const back = cast(edited, value.dtype)
   if (!e.masked) return back
   const axes = at.axes as readonly string[]
@@ -257,6 +270,13 @@ function paramInputs(e: OnnxEdit, value: Tensor): Record<string, Tensor> {
     const shape = p.shape.map((n, i) => (n === 1 ? 1 : (value.shape[value.rank - p.shape.length + i] as Dim)))
     out[name] = input(`${e.key}.${name}`, 'float32', shape)
   }
+  for (const [name, own] of Object.entries(e.own?.inputs ?? {}))
+    out[name] = input(
+      `${e.key}.${name}`,
+      own.array.dtype,
+      // Two edits of one kind may differ in these lengths.
+      own.shape.map((d) => (typeof d === 'string' ? `${e.key}.${d}` : d)),
+    )
   if (e.seed !== undefined) out.seed = input(`${e.key}.seed`, 'float32', value.shape)
   return out
 }
@@ -273,6 +293,7 @@ export function editFeeds(
 ): Record<string, NDArray> {
   const feeds: Record<string, NDArray> = {}
   for (const [name, p] of e.params) feeds[`${e.key}.${name}`] = p
+  for (const [name, { array }] of Object.entries(e.own?.inputs ?? {})) feeds[`${e.key}.${name}`] = array
   if (e.seed !== undefined) feeds[`${e.key}.seed`] = noiseArray(e, e.seed, shape as readonly number[], step)
   if (!e.masked) {
     fired.set(e.key, (fired.get(e.key) ?? 0) + 1)

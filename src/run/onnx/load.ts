@@ -2,6 +2,7 @@
 import { existsSync } from 'node:fs'
 import { freemem } from 'node:os'
 import { basename, dirname, join } from 'node:path'
+import { ModelError } from '../../base/errors.ts'
 import { loadHfTokenizer } from '../../models/text/index.ts'
 import type { LoadOptions } from '../load.ts'
 import { OnnxCore } from './core.ts'
@@ -18,6 +19,8 @@ export async function loadOnnx(
   origin: { id: string; hash: () => Promise<string> },
   options: LoadOptions = {},
 ): Promise<OnnxModel> {
+  if (options.precision !== undefined && options.precision !== 'f32')
+    throw new ModelError(`${path} runs in the precision in which it was exported; leave the precision out.`)
   const { file, external } = await openOnnx(path)
   const core = await OnnxCore.of(file, {
     device: options.device ?? 'cpu',

@@ -74,6 +74,11 @@ export class OnnxModel {
     return this.parts.origin
   }
 
+  /** The family that the names in the file show; undefined where it is not recognised. */
+  get family(): string | undefined {
+    return this.parts.family
+  }
+
   /** Inputs that must be fed, with type and shape. */
   get inputs(): readonly OnnxTensor[] {
     return this.parts.core.inputs
@@ -225,9 +230,9 @@ export class OnnxModel {
   /** Refuses edits on which nothing that was asked for depends. */
   private checkReach(request: Parameters<OnnxCore['program']>[0]): void {
     const { composed } = this.parts.core.program(request)
-    const read = new Set(composed.model.graph?.node.flatMap((n) => n.output))
+    const read = new Set(composed.model.graph?.node.flatMap((n) => n.input))
     for (const s of request.splices)
-      if (!read.has(s.raw)) {
+      if (!read.has(s.result)) {
         const label = this.prepared.find((e) => e.at.tensor.name === s.tensor)?.label
         throw new EditError(`The edit ${label} can never fire: nothing that was asked for is computed from that tensor.`)
       }

@@ -37,7 +37,7 @@ const typed: Readonly<Partial<Record<DType, (b: ArrayBuffer) => TypedArray>>> = 
 }
 
 /** A stored tensor as a value that can be fed; undefined for types that cannot. */
-export function valueOf(t: TensorProto): OnnxValue | undefined {
+export function storedValue(t: TensorProto): OnnxValue | undefined {
   const shape = t.dims.map(Number)
   if (t.dataType === 8) return { dtype: 'string', shape, data: t.stringData.map((s) => new TextDecoder().decode(s)) }
   const dtype = dtypeOf(t.dataType)
@@ -81,8 +81,9 @@ export async function runNodeTest(folder: string, name: string): Promise<NodeTes
   const feeds: Record<string, OnnxValue> = {}
   for (const [i, input] of graph.input.entries()) {
     if (!existsSync(join(files, `input_${i}.pb`))) continue
-    if (input.type?.value.case !== 'tensorType') return result('not run', `${input.name} is no tensor, and only tensors can be fed from JavaScript`)
-    const value = valueOf(fromBinary(TensorProtoSchema, readFileSync(join(files, `input_${i}.pb`))))
+    if (input.type?.value.case !== 'tensorType')
+      return result('not run', `${input.name} is no tensor, and only tensors can be fed from JavaScript`)
+    const value = storedValue(fromBinary(TensorProtoSchema, readFileSync(join(files, `input_${i}.pb`))))
     if (!value) return result('not run', `${input.name} has a type that cannot be fed`)
     feeds[input.name] = value
   }

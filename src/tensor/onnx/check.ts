@@ -3,7 +3,7 @@ import { FormatError, listed } from '../../base/errors.ts'
 import { type GraphProto, type ModelProto, type TensorProto, TensorProto_DataLocation, TensorProto_DataType } from './gen/onnx_pb.ts'
 import { readNames, subgraphs } from './names.ts'
 
-/** Sub-graphs within sub-graphs. */
+/** Functions that call functions. */
 const maxDepth = 64
 /** More elements than any tensor of a file has: the most bytes that one protobuf message holds. */
 const maxElements = 2 ** 40
@@ -109,13 +109,12 @@ export function checkModel(model: ModelProto): GraphProto {
     functions.add(key)
   }
   checkFunctions(model)
-  checkGraph(graph, new Set(), 0)
+  checkGraph(graph, new Set())
   return graph
 }
 
-function checkGraph(graph: GraphProto, outer: ReadonlySet<string>, depth: number): void {
-  if (depth > maxDepth)
-    throw new FormatError(`The file nests more than ${maxDepth} sub-graphs in one another; it is not a model that runs.`)
+/** Sub-graphs are nested less than a hundred deep: the decoder refuses more. */
+function checkGraph(graph: GraphProto, outer: ReadonlySet<string>): void {
   const defined = new Set<string>()
   const define = (name: string, what: string) => {
     if (name === '') throw new FormatError(`The graph has ${what} without a name.`)
@@ -139,7 +138,7 @@ function checkGraph(graph: GraphProto, outer: ReadonlySet<string>, depth: number
         throw new FormatError(`The node '${node.name}' (${node.opType}) reads '${name}', which nothing in the file computes.`)
     for (const a of node.attribute) {
       for (const t of [...(a.t ? [a.t] : []), ...a.tensors]) checkTensor(t)
-      for (const g of [...(a.g ? [a.g] : []), ...a.graphs]) checkGraph(g, seen, depth + 1)
+      for (const g of [...(a.g ? [a.g] : []), ...a.graphs]) checkGraph(g, seen)
     }
   }
   for (const output of graph.output)

@@ -162,7 +162,7 @@ export function encode(model: ModelProto, filesUsed: boolean): LoweredModel {
     ModelProtoSchema,
     graph && initializer ? create(ModelProtoSchema, { ...model, graph: create(GraphProtoSchema, { ...graph, initializer }) }) : model,
   )
-  return { bytes, inputs: new Map(), outputs: new Map(), memory, weightBytes }
+  return { bytes, inputs: new Map(), outputs: new Map(), memory, weightBytes, files: [] }
 }
 
 function apart(t: TensorProto, location: string): TensorProto {

@@ -10,7 +10,8 @@ import type { CompiledModel, CompileOptions, Runtime, RuntimeTensor } from './ru
 
 const { version } = createRequire(import.meta.url)('onnxruntime-node/package.json') as { version: string }
 
-ort.env.logLevel = 'error'
+// What goes wrong is thrown; the runtime would also print it.
+ort.env.logLevel = 'fatal'
 
 /** ONNX Runtime in Node. */
 export const runtime: Runtime = {
@@ -24,7 +25,7 @@ export const runtime: Runtime = {
         interOpNumThreads: 1,
         executionMode: 'sequential',
         graphOptimizationLevel: options.optimize === false ? 'disabled' : 'all',
-        logSeverityLevel: 3,
+        logSeverityLevel: 4,
         ...(options.memory.size > 0 ? { externalData: [...options.memory].map(([path, data]) => ({ path, data })) } : {}),
         extra: {
           session: {
