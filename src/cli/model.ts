@@ -1,5 +1,5 @@
 /** @file Loading the model of a command, with the options that every command has. */
-import { FormatError, UsageError } from '../base/errors.ts'
+import { FormatError, ModelError, UsageError } from '../base/errors.ts'
 import { type ModelSource, parseModelSource } from '../models/hub/index.ts'
 import { readEditsFile, withEditsFile } from '../run/edits-file.ts'
 import { loadAny, type Model, OnnxModel } from '../run/index.ts'

@@ -112,7 +112,10 @@ export async function onnxRun(
   const result = await model.run(options.inputs, { taps: sites, ...(options.outputs ? {} : { outputs: [] }), signal: context.io.signal })
   throwIfCancelled(context.io.signal)
   for (const sentence of result.unfired) context.warn(sentence)
-  const values = new Map<string, OnnxValue>([...Object.entries(result.outputs), ...sites.map((s) => [s, result.taps[s] as OnnxActivation as OnnxValue] as const)])
+  const values = new Map<string, OnnxValue>([
+    ...Object.entries(result.outputs),
+    ...sites.map((s) => [s, result.taps[s] as OnnxActivation as OnnxValue] as const),
+  ])
   if (options.out !== undefined) {
     const texts = [...values].filter(([, v]) => v.dtype === 'string').map(([n]) => n)
     if (texts.length > 0) context.warn(`${texts.join(', ')} hold texts, which a safetensors file cannot; they were not stored.`)
