@@ -17,6 +17,7 @@ const one = (module: { readonly paper: Paper }): Paper => module.paper
 export const paperLoaders: Readonly<Record<string, () => Promise<Paper>>> = {
   east: () => import('./east.ts').then(one),
   lineas: () => import('./lineas.ts').then(one),
+  'reasoning-control-vectors': () => import('./reasoning-control-vectors.ts').then(one),
 }
 
 /** A paper by its slug. */

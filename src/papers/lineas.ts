@@ -2,8 +2,7 @@
 
 import { RandomStream } from '../nn/index.ts'
 import type { Model } from '../run/index.ts'
-import { closedFormMaps, lineas, perplexity } from '../steer/index.ts'
-import type { AffineMaps } from '../steer/maps/affine-maps.ts'
+import { AffineMaps, closedFormMaps, type LineasOptions, lineas, type MapsRecord, perplexity } from '../steer/index.ts'
 import { mapDistance } from '../steer/maps/lineas.ts'
 import { mappableSites, modelNetwork, pooledRows } from '../steer/maps/pooled.ts'
 import { definePaper, type Figure, type Metrics, type Repeat } from './paper.ts'
@@ -140,25 +139,44 @@ async function repeat(study: Study): Promise<Repeat> {
     rows.push(found)
     return found
   }
+  // A fit takes up to a minute, so an interrupted run must not make it twice.
+  const fitted = async (name: string, work: () => Promise<AffineMaps>): Promise<AffineMaps> => {
+    const kept = await study.step<KeptMaps>(`fit ${name}`, { steps }, async () => keep(await work()))
+    const maps = restore(kept)
+    await judged(name, maps)
+    return maps
+  }
+  const lin = (name: string, options: Partial<LineasOptions>) => fitted(name, () => lineas(model, { ...fit, steps, ...options }))
+  const adam = { optimizer: 'adam', rate: 0.01 } as const
   await judged('none', undefined)
-  await judged('no steps', await lineas(model, { ...fit, steps: 0 }))
-  await judged('mean-act', await closedFormMaps(model, 'mean-act', { ...fit, mode: 'independent' }))
-  await judged('lin-act independent', await closedFormMaps(model, 'lin-act', { ...fit, mode: 'independent' }))
-  await judged('lin-act', await closedFormMaps(model, 'lin-act', { ...fit, mode: 'incremental' }))
-  for (const rate of study.size([0.1, 0.02, 0.005, 0.001], [0.02]))
-    await judged(`lineas sgd ${rate}`, await lineas(model, { ...fit, steps, rate }))
-  const chief = await lineas(model, { ...fit, steps, optimizer: 'adam', rate: 0.01 })
-  await judged('lineas', chief)
-  for (const gamma of study.size([0.1, 0.3], [0.1]))
-    await judged(`lineas, gamma ${gamma}`, await lineas(model, { ...fit, steps, optimizer: 'adam', rate: 0.01, gamma }))
-  const pooled = RandomStream.named(seed, 'shuffle').permutation(64)
+  await lin('no steps', { steps: 0 })
+  await fitted('mean-act', () => closedFormMaps(model, 'mean-act', { ...fit, mode: 'independent' }))
+  await fitted('lin-act independent', () => closedFormMaps(model, 'lin-act', { ...fit, mode: 'independent' }))
+  await fitted('lin-act', () => closedFormMaps(model, 'lin-act', { ...fit, mode: 'incremental' }))
+  for (const rate of study.size([0.1, 0.02, 0.005, 0.001], [0.02])) await lin(`lineas sgd ${rate}`, { rate })
+  const chief = await lin('lineas', adam)
+  for (const gamma of study.size([0.1, 0.3], [0.1])) await lin(`lineas, gamma ${gamma}`, { ...adam, gamma })
+  const order = RandomStream.named(seed, 'shuffle').permutation(64)
   const all = [...source, ...target]
-  const half = (from: number) => Array.from(pooled.slice(from, from + 32), (i) => all[i] as number[])
-  await judged('shuffled', await lineas(model, { ...fit, source: half(0), target: half(32), steps, optimizer: 'adam', rate: 0.01 }))
+  const half = (from: number) => Array.from(order.slice(from, from + 32), (i) => all[i] as number[])
+  await lin('shuffled', { ...adam, source: half(0), target: half(32) })
   const strengths: Judged[] = []
   for (const lambda of study.size([0, 0.25, 0.5, 0.75, 1], [0, 0.5, 1])) strengths.push(await task(`λ = ${lambda}`, chief.strength(lambda)))
   return { metrics: metricsOf(rows), tables: [tableOf(rows)], figures: figuresOf(rows, strengths) }
 }
+
+/** Maps as a cached step holds them. */
+interface KeptMaps {
+  readonly maps: readonly (readonly [string, readonly number[], readonly number[]])[]
+  readonly record: MapsRecord
+}
+
+const keep = ({ maps, record }: AffineMaps): KeptMaps => ({ maps: [...maps].map(([s, x]) => [s, [...x.scale], [...x.shift]]), record })
+const restore = ({ maps, record }: KeptMaps): AffineMaps =>
+  new AffineMaps(
+    maps.map(([s, scale, shift]) => [s, { scale: Float64Array.from(scale), shift: Float64Array.from(shift) }]),
+    record,
+  )
 
 interface Judged {
   readonly name: string

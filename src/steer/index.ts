@@ -23,7 +23,18 @@ export { type AffineMap, AffineMaps, type MapsRecord, type Support } from './map
 export { closedFormMaps, type MapFitOptions, siteFits } from './maps/closed-form.ts'
 export { type FitMapsOptions, type LineasOptions, lineas } from './maps/lineas.ts'
 export { meanDifference } from './mean-difference.ts'
-export { type Divergence, distinct, divergence, longestRun, type MeasureOptions, perplexity, repetition, tokenLosses } from './measures.ts'
+export {
+  type CandidateScores,
+  candidateScores,
+  type Divergence,
+  distinct,
+  divergence,
+  longestRun,
+  type MeasureOptions,
+  perplexity,
+  repetition,
+  tokenLosses,
+} from './measures.ts'
 export {
   type ExtractVectorOptions,
   extractVector,
@@ -34,6 +45,7 @@ export {
 } from './methods.ts'
 export { decodeNeuronpedia, encodeNeuronpedia, type NeuronpediaWriteOptions } from './neuronpedia-vector.ts'
 export { pcaCentred, pcaDifference } from './pca.ts'
+export { reading } from './reading.ts'
 export { canonicalJson, type FitFacts, type Position, type RecordedModel, type VectorRecord } from './record.ts'
 export type { Rows } from './rows.ts'
 export { type CheckOptions, SteeringVector, type SteerOptions, steer } from './vector.ts'

@@ -4,7 +4,21 @@ import type { WorkOptions } from '../base/progress.ts'
 import type { NDArray } from '../base/types.ts'
 import { editedModel, rowFeeds, stackableRows } from '../explore/patch-graph.ts'
 import type { Model, ModelInput } from '../run/index.ts'
-import { exp, gatherElements, input, logSoftmax, mul, neg, squeeze, sub, sum, type Tensor, unsqueeze } from '../tensor/index.ts'
+import {
+  exp,
+  gather,
+  gatherElements,
+  input,
+  logSoftmax,
+  logSumExp,
+  mul,
+  neg,
+  squeeze,
+  sub,
+  sum,
+  type Tensor,
+  unsqueeze,
+} from '../tensor/index.ts'
 
 /** Options of measures that run a model. */
 export interface MeasureOptions extends WorkOptions {
@@ -14,6 +28,7 @@ export interface MeasureOptions extends WorkOptions {
 
 const outputs = { loss: 'loss', kl: 'kl', entropy: 'entropy' } as const
 const targetsInput = 'measured_targets'
+const candidatesInput = 'candidates'
 const otherInput = 'unsteered_logits'
 
 /** Rows in passes of like length that hold no more positions than the budget. */
@@ -138,6 +153,53 @@ function divergenceGraph(logits: Tensor): Record<string, Tensor> {
     [outputs.kl]: sum(mul(exp(base), sub(base, changed)), [-1]),
     [outputs.entropy]: mul(sum(mul(exp(changed), changed), [-1]), -1 / Math.LN2),
   }
+}
+
+/** What a model says about some tokens at the end of each text. */
+export interface CandidateScores {
+  /** Logits of the candidates, [texts][candidates]. */
+  readonly logits: readonly Float32Array[]
+  /** Logarithm of the probability of all candidates together, nats, for each text. */
+  readonly logMass: readonly number[]
+}
+
+/** Logits of candidate tokens after each whole text. */
+export async function candidateScores(
+  model: Model,
+  texts: ModelInput,
+  candidates: readonly number[],
+  options: MeasureOptions = {},
+): Promise<CandidateScores> {
+  const rows = stackableRows(model, texts, 'The text')
+  const outside = candidates.find((c) => !Number.isInteger(c) || c < 0 || c >= model.spec.vocab)
+  if (candidates.length === 0 || outside !== undefined)
+    throw new UsageError(
+      outside === undefined ? 'Name at least one candidate token.' : `There is no token ${outside} in this model's vocabulary.`,
+    )
+  const edited = editedModel(model)
+  const program = await edited.core.compiled(JSON.stringify(['candidates', edited.structure]), () => {
+    const { logits } = edited.graph({ taps: [], lastOnly: true })
+    const last = squeeze(logits, 1)
+    const chosen = gather(last, input(candidatesInput, 'int64', ['candidates']), 1)
+    return { chosen, mass: sub(logSumExp(chosen), logSumExp(last)) }
+  })
+  const ids: NDArray = { dtype: 'int64', shape: [candidates.length], data: BigInt64Array.from(candidates, BigInt) }
+  const logits = new Array<Float32Array>(rows.length)
+  const logMass = new Array<number>(rows.length)
+  for (const pass of passes(rows, options.batchTokens ?? 4096)) {
+    throwIfCancelled(options.signal)
+    const feeds = rowFeeds(
+      edited,
+      pass.map((i) => rows[i] as readonly number[]),
+    )
+    const out = await program.run({ ...feeds, [candidatesInput]: ids }, { signal: options.signal })
+    const [chosen, mass] = [(out.chosen as NDArray).data as Float32Array, (out.mass as NDArray).data as Float32Array]
+    for (const [b, i] of pass.entries()) {
+      logits[i] = chosen.slice(b * candidates.length, (b + 1) * candidates.length)
+      logMass[i] = mass[b] as number
+    }
+  }
+  return { logits, logMass }
 }
 
 /** Words, lower case; or tokens as they are. */

@@ -7,6 +7,7 @@ import { type LdaOptions, lda } from './lda.ts'
 import { type LogisticOptions, logistic } from './logistic.ts'
 import { meanDifference } from './mean-difference.ts'
 import { pcaCentred, pcaDifference } from './pca.ts'
+import { reading } from './reading.ts'
 import type { SteeringVector } from './vector.ts'
 
 /** What the table knows about a method. */
@@ -29,6 +30,12 @@ export const steeringMethods = {
     paired: false,
     options: [],
     extract: meanDifference,
+  }),
+  reading: row({
+    doc: 'Mean of the positive activations; the negative ones are not read.',
+    paired: false,
+    options: [],
+    extract: reading,
   }),
   'pca-diff': row({
     doc: 'First principal component of the differences of pairs, centred (repeng).',
