@@ -2,6 +2,7 @@
 import { ModelError, throwIfCancelled } from '../base/errors.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
+import { type DecoderSpec, hasMlp } from '../models/spec.ts'
 import type { Model } from '../run/index.ts'
 import { add, differentiate, input, jvp, matmul, mul, Rewriter, sum, type Tensor } from '../tensor/index.ts'
 import { directionOf, type PairOptions, pairsOf } from './patch.ts'
@@ -111,8 +112,8 @@ async function metricFeeds(edited: EditedModel, metric: PreparedMetric, index: n
 }
 
 /** Sites of a block that are read or differentiated. */
-const writers = (l: number) => [`z.${l}`, `mlp_out_post.${l}`]
-const readers = (l: number) => [`q.${l}`, `k.${l}`, `v.${l}`, `mlp_in.${l}`]
+const writers = (spec: DecoderSpec) => (l: number) => [`z.${l}`, ...(hasMlp(spec, l) ? [`mlp_out_post.${l}`] : [])]
+const readers = (spec: DecoderSpec) => (l: number) => [`q.${l}`, `k.${l}`, `v.${l}`, ...(hasMlp(spec, l) ? [`mlp_in.${l}`] : [])]
 
 /** What the MLP of a block reads, before its norm. */
 const mlpReads = (edited: EditedModel, l: number) =>
@@ -126,8 +127,11 @@ async function valuesOf(
 ): Promise<Values> {
   const layers = range(edited.core.spec.layers)
   const end = `resid_post.${layers.length - 1}`
-  const at = [...layers.flatMap(readers), end]
-  const taps = [...new Set([...layers.flatMap((l) => [`resid_pre.${l}`, ...writers(l), mlpReads(edited, l)])])]
+  const { spec } = edited.core
+  const at = [...layers.flatMap(readers(spec)), end]
+  const taps = [
+    ...new Set(layers.flatMap((l) => [`resid_pre.${l}`, ...writers(spec)(l), ...(hasMlp(spec, l) ? [mlpReads(edited, l)] : [])])),
+  ]
   const program = await edited.core.compiled(JSON.stringify(['edges', edited.structure, metric.key]), () => {
     const graph = edited.graph({ taps: [...taps, ...at], lastOnly: !metric.everywhere })
     const value = sum(metric.build(readLogits(graph.logits, { lastOnly: !metric.everywhere, everywhere: metric.everywhere })))
@@ -157,7 +161,7 @@ async function writesOf(edited: EditedModel, other: Values, own: Values, tokens:
   for (const l of range(spec.layers)) {
     const data = await headWrites(edited, l, own.taps[`z.${l}`] as NDArray<Float32Array>, change(`z.${l}`), tokens)
     out.push({ labels: range(spec.heads).map((h) => `head ${l}.${h}`), data, order: 2 * l })
-    out.push({ labels: [`mlp ${l}`], data: change(`mlp_out_post.${l}`), order: 2 * l + 1 })
+    if (hasMlp(spec, l)) out.push({ labels: [`mlp ${l}`], data: change(`mlp_out_post.${l}`), order: 2 * l + 1 })
   }
   return out
 }
@@ -197,7 +201,8 @@ function readingsOf(edited: EditedModel, own: Values, tokens: readonly number[])
   const { spec } = edited.core
   const out: Reading[] = range(spec.layers).flatMap((l) => {
     const parallel = spec.block(l).residual === 'parallel'
-    return [attentionReading(edited, own, l, tokens), mlpReading(edited, own, l, parallel ? 2 * l : 2 * l + 1, tokens)]
+    const mlp = hasMlp(spec, l) ? [mlpReading(edited, own, l, parallel ? 2 * l : 2 * l + 1, tokens)] : []
+    return [attentionReading(edited, own, l, tokens), ...mlp]
   })
   const end = own.grads[`resid_post.${spec.layers - 1}`] as NDArray<Float32Array>
   out.push({ labels: ['logits'], order: 2 * spec.layers, scores: (senders) => dots(edited, senders, end) })

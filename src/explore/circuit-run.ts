@@ -1,7 +1,7 @@
 /** @file Running a model with some edges of its residual stream cut: every reader gets its own sum of writes, live ones and replaced ones. */
 import { ModelError, throwIfCancelled } from '../base/errors.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
-import type { DecoderSpec } from '../models/spec.ts'
+import { type DecoderSpec, hasMlp } from '../models/spec.ts'
 import type { Model } from '../run/index.ts'
 import { add, einsum, input, mean, Rewriter, sub, sum, type Tensor, transpose } from '../tensor/index.ts'
 import { headWrite } from './logit-attribution.ts'
@@ -38,14 +38,14 @@ export function edgeGraph(spec: DecoderSpec): EdgeGraph {
   return {
     senders: [
       { label: 'embeddings', order: -1 },
-      ...layers.flatMap((l) => [...each('head', l, spec.heads), { label: `mlp ${l}`, order: 2 * l + 1 }]),
+      ...layers.flatMap((l) => [...each('head', l, spec.heads), ...(hasMlp(spec, l) ? [{ label: `mlp ${l}`, order: 2 * l + 1 }] : [])]),
     ],
     receivers: [
       ...layers.flatMap((l) => [
         ...each('q', l, spec.heads),
         ...each('k', l, spec.kvHeads),
         ...each('v', l, spec.kvHeads),
-        { label: `mlp ${l}`, order: spec.block(l).residual === 'parallel' ? 2 * l : 2 * l + 1 },
+        ...(hasMlp(spec, l) ? [{ label: `mlp ${l}`, order: spec.block(l).residual === 'parallel' ? 2 * l : 2 * l + 1 }] : []),
       ]),
       { label: 'logits', order: 2 * spec.layers },
     ],
@@ -106,7 +106,9 @@ export class CutModel {
     return [
       ...range(this.spec.layers).flatMap((l) => [
         { site: this.siteOf('attention', l), order: 2 * l },
-        { site: this.siteOf('mlp', l), order: this.spec.block(l).residual === 'parallel' ? 2 * l : 2 * l + 1 },
+        ...(hasMlp(this.spec, l)
+          ? [{ site: this.siteOf('mlp', l), order: this.spec.block(l).residual === 'parallel' ? 2 * l : 2 * l + 1 }]
+          : []),
       ]),
       { site: this.siteOf('logits', 0), order: 2 * this.spec.layers },
     ]
@@ -116,20 +118,24 @@ export class CutModel {
   async writesOf(tokens: readonly number[]): Promise<{ writes: Floats; rest: ReadonlyMap<string, Floats> }> {
     const { core } = this.edited
     const layers = range(this.spec.layers)
+    const mlpOf = (l: number) => (hasMlp(this.spec, l) ? [`mlp_out_post.${l}`] : [])
     const readings = this.readings()
     const program = await core.compiled(JSON.stringify(['writes', this.edited.structure]), () => {
-      const taps = ['resid_pre.0', ...layers.flatMap((l) => [`z.${l}`, `mlp_out_post.${l}`]), ...readings.map((r) => r.site)]
+      const taps = ['resid_pre.0', ...layers.flatMap((l) => [`z.${l}`, ...mlpOf(l)]), ...readings.map((r) => r.site)]
       const graph = this.edited.graph({ taps, lastOnly: false })
       const tap = (site: string) => graph.taps.get(site) as Tensor
       const heads = layers.map((l) => transpose(headWrite(core, l, tap(`z.${l}`), tap), [1, 0, 2, 3]))
       const outputs: Record<string, Tensor> = { embeddings: tap('resid_pre.0') }
-      for (const l of layers) Object.assign(outputs, { [`heads ${l}`]: heads[l] as Tensor, [`mlp ${l}`]: tap(`mlp_out_post.${l}`) })
+      for (const l of layers) {
+        outputs[`heads ${l}`] = heads[l] as Tensor
+        for (const site of mlpOf(l)) outputs[`mlp ${l}`] = tap(site)
+      }
       for (const { site, order } of readings) {
         const seen = [
           tap('resid_pre.0'),
           ...layers.flatMap((l) => [
             ...(2 * l < order ? [sum(heads[l] as Tensor, [0])] : []),
-            ...(2 * l + 1 < order ? [tap(`mlp_out_post.${l}`)] : []),
+            ...(2 * l + 1 < order ? mlpOf(l).map(tap) : []),
           ]),
         ]
         outputs[`rest ${site}`] = sub(
@@ -140,7 +146,10 @@ export class CutModel {
       return outputs
     })
     const out = (await program.run(rowFeeds(this.edited, [tokens]))) as Record<string, Floats>
-    const parts = [out.embeddings as Floats, ...layers.flatMap((l) => [out[`heads ${l}`] as Floats, out[`mlp ${l}`] as Floats])]
+    const parts = [
+      out.embeddings as Floats,
+      ...layers.flatMap((l) => [out[`heads ${l}`] as Floats, ...mlpOf(l).map(() => out[`mlp ${l}`] as Floats)]),
+    ]
     const rest = new Map(readings.map(({ site }) => [site, out[`rest ${site}`] as Floats]))
     return { writes: joined(parts, [this.graph.senders.length, 1, tokens.length, this.spec.dModel]), rest }
   }
@@ -225,6 +234,7 @@ export class CutModel {
       const sender = senders.findIndex((s) => s.label === `head ${l}.0`)
       live.set(heads.data, place(sender))
       receiver += readers
+      if (!hasMlp(spec, l)) continue
       const mlpSite = this.siteOf('mlp', l)
       const mlp = await this.piece([mlpSite], [`mlp_out_post.${l}`], { [mlpSite]: await seen(receiver, 1, mlpSite) }, rowsOf(b))
       live.set((mlp[`mlp_out_post.${l}`] as Floats).data, place(sender + spec.heads))

@@ -1,7 +1,7 @@
 /** @file The residual stream taken apart: sums along the layers, its components, the heads, and what each adds to a logit directly. */
 import { ModelError, ShapeError, UsageError } from '../base/errors.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
-import type { Linear, Norm } from '../models/spec.ts'
+import { hasMlp, type Linear, type Norm } from '../models/spec.ts'
 import type { ModelCore } from '../run/core.ts'
 import type { Model, ModelInput } from '../run/index.ts'
 import {
@@ -199,13 +199,13 @@ const siteTable: Readonly<Record<StreamParts, (edited: EditedModel) => (readonly
       : ([['embed', 'embeddings'], ...(spec.positions.kind === 'learned' ? [['pos_embed', 'pos_embeddings'] as const] : [])] as const)),
     ...layersOf(spec.layers).flatMap((l) => [
       [`${l}_attn_out`, `attn_out_post.${l}`] as const,
-      [`${l}_mlp_out`, `mlp_out_post.${l}`] as const,
+      ...(hasMlp(spec, l) ? [[`${l}_mlp_out`, `mlp_out_post.${l}`] as const] : []),
     ]),
   ],
   accumulated: ({ core: { spec } }) => [
     ...layersOf(spec.layers).flatMap((l) => [
       [`${l}_pre`, `resid_pre.${l}`] as const,
-      ...(spec.block(l).residual === 'parallel' ? [] : [[`${l}_mid`, `resid_mid.${l}`] as const]),
+      ...(spec.block(l).residual === 'parallel' || !hasMlp(spec, l) ? [] : [[`${l}_mid`, `resid_mid.${l}`] as const]),
     ]),
     ['final_post', `resid_post.${spec.layers - 1}`],
   ],

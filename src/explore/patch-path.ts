@@ -2,6 +2,7 @@
 import { ModelError, throwIfCancelled, UsageError } from '../base/errors.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { NDArray } from '../base/types.ts'
+import { hasMlp } from '../models/spec.ts'
 import type { Model } from '../run/index.ts'
 import type { SiteInfo } from '../sites/address.ts'
 import { type DataEdit, replace } from '../sites/edits.ts'
@@ -54,7 +55,10 @@ export async function patchPaths(model: Model, options: PathOptions): Promise<Pa
   const { heads, layers } = model.spec
   const data = new Float32Array(senders.length * heads)
   const total = { clean: 0, corrupt: 0 }
-  const held = Array.from({ length: layers }, (_, l) => [`z.${l}`, ...(options.freezeMlps ? [`mlp_out_post.${l}`] : [])]).flat()
+  const held = Array.from({ length: layers }, (_, l) => [
+    `z.${l}`,
+    ...(options.freezeMlps && hasMlp(model.spec, l) ? [`mlp_out_post.${l}`] : []),
+  ]).flat()
   for (const [index, pair] of pairs.entries()) {
     const [own, other] = noise ? [pair.clean, pair.corrupt] : [pair.corrupt, pair.clean]
     const measure = async (logits: NDArray<Float32Array>, rows: number) =>

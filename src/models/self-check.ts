@@ -1,6 +1,7 @@
 /** @file Checks of a loaded model on a few tokens: identities that hold whatever the weights are, so that a wrong reading shows before a user sees it. */
 import { ModelError } from '../base/errors.ts'
 import type { Activation, BlockSpec, DecoderSpec } from './spec.ts'
+import { hasMlp } from './spec.ts'
 
 /** Values of a site: row-major numbers with their axes' lengths. */
 export interface SiteValues {
@@ -26,9 +27,14 @@ export async function selfCheck(spec: DecoderSpec, run: SelfCheckRun): Promise<s
   const layers = Array.from({ length: spec.layers }, (_, i) => i)
   const adding = layers.filter((l) => addsUp(spec.block(l)))
   const patterns = [...new Set([0, spec.layers - 1])]
-  const dense = layers.find((l) => spec.block(l).mlp.kind !== 'experts')
+  const dense = layers.find((l) => hasMlp(spec, l) && spec.block(l).mlp.kind !== 'experts')
   const sites = [
-    ...adding.flatMap((l) => [`resid_pre.${l}`, `attn_out_post.${l}`, `mlp_out_post.${l}`, `resid_post.${l}`]),
+    ...adding.flatMap((l) => [
+      `resid_pre.${l}`,
+      `attn_out_post.${l}`,
+      ...(hasMlp(spec, l) ? [`mlp_out_post.${l}`] : []),
+      `resid_post.${l}`,
+    ]),
     ...patterns.map((l) => `attn_probs.${l}`),
     'v.0',
     'z.0',
@@ -44,7 +50,8 @@ export async function selfCheck(spec: DecoderSpec, run: SelfCheckRun): Promise<s
   }
   at('logits')
   for (const l of adding) {
-    const [pre, attn, mlp] = [at(`resid_pre.${l}`), at(`attn_out_post.${l}`), at(`mlp_out_post.${l}`)]
+    const [pre, attn] = [at(`resid_pre.${l}`), at(`attn_out_post.${l}`)]
+    const mlp = hasMlp(spec, l) ? at(`mlp_out_post.${l}`) : pre.map(() => 0)
     compare(
       `resid_post.${l}`,
       at(`resid_post.${l}`),
@@ -78,7 +85,7 @@ export async function selfCheck(spec: DecoderSpec, run: SelfCheckRun): Promise<s
 const addsUp = (b: BlockSpec) => !b.attnSumNorm && !b.mlpSumNorm
 
 const isGated = (spec: DecoderSpec, layer: number) => spec.block(layer).mlp.kind === 'gated'
-const activationOf = ({ mlp }: BlockSpec): Activation => (mlp.kind === 'experts' ? 'silu' : mlp.activation)
+const activationOf = ({ mlp }: BlockSpec): Activation => (mlp.kind === 'plain' || mlp.kind === 'gated' ? mlp.activation : 'silu')
 
 const failure = (site: string, what: string) =>
   new ModelError(

@@ -148,8 +148,8 @@ export interface ExpertMlp {
   readonly shared?: { readonly mlp: DenseMlp; readonly width: number; readonly gate?: Linear }
 }
 
-/** The feed-forward part of a block. */
-export type Mlp = DenseMlp | ExpertMlp
+/** The feed-forward part of a block; `none` where a block is attention alone. */
+export type Mlp = DenseMlp | ExpertMlp | { readonly kind: 'none' }
 
 /** One block. */
 export interface BlockSpec {
@@ -234,6 +234,9 @@ export interface ModulePaths {
   /** Modules whose output is the site of that name, relative to a block. */
   readonly sites?: Readonly<Record<string, string>>
 }
+
+/** Whether a block has a feed-forward network. */
+export const hasMlp = (spec: Stack, layer: number): boolean => spec.block(layer).mlp.kind !== 'none'
 
 /** Number of experts of a model and of those chosen for each token; undefined without experts. */
 export function expertsOf(spec: Stack): { readonly count: number; readonly perToken: number } | undefined {

@@ -7,6 +7,7 @@ import type { Config } from '../models/config.ts'
 import { convertWeights } from '../models/convert.ts'
 import { openFile, openGguf, openLlama2c, openPickle, openSafetensors } from '../models/formats/index.ts'
 import { ggufModel } from '../models/gguf-model.ts'
+import { grokkingModel, looksLikeGrokking } from '../models/grokking-model.ts'
 import { type FileRange, type ResolvedSource, resolveSource } from '../models/hub/index.ts'
 import { ggufTokenizer, loadHfTokenizer, parseLlama2cTokenizer, type Tokenizer } from '../models/text/index.ts'
 import { assemble, type LoadOptions, type OpenedModel } from './load.ts'
@@ -76,6 +77,7 @@ async function openFolder(source: ResolvedSource, folder: string): ReturnType<Op
 
 async function openHfFolder(folder: string, weights: string): ReturnType<Opener> {
   const configPath = join(folder, 'config.json')
+  if (!existsSync(configPath) && weights.endsWith('.safetensors')) return openWithoutConfig(weights)
   if (!existsSync(configPath)) throw new FormatError(`${folder} holds no config.json; it must lie beside the weights.`)
   const config = (await readJson(configPath)) as Config
   const pickled = ['pytorch_model.bin', 'pytorch_model.bin.index.json'].some((f) => existsSync(join(folder, f)))
@@ -83,6 +85,17 @@ async function openHfFolder(folder: string, weights: string): ReturnType<Opener>
   const store = weights === folder && !safe && pickled ? await openPickle(folder) : await openSafetensors(weights)
   const tokenizer = existsSync(join(folder, 'tokenizer.json')) ? await loadHfTokenizer(folder) : undefined
   return { store, config, ...(tokenizer ? { tokenizer } : {}) }
+}
+
+/** A file of weights alone, whose names and shapes say what it is. */
+async function openWithoutConfig(path: string): ReturnType<Opener> {
+  const store = await openSafetensors(path)
+  try {
+    if (looksLikeGrokking(store)) return await grokkingModel(store)
+    throw new FormatError(`${dirname(path)} holds no config.json; it must lie beside the weights.`)
+  } finally {
+    await store.close()
+  }
 }
 
 async function openBin(source: ResolvedSource, path: string): ReturnType<Opener> {

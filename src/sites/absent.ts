@@ -29,11 +29,15 @@ export const noExperts: Absent = (s, layer) =>
     : expertsOf(s)
       ? `the MLP of layer ${layer} has no experts; other layers have`
       : `the family '${s.family}' has no experts`
+/** A feed-forward network. */
+export const noMlp: Absent = (s, layer) =>
+  blockOf(s, layer).mlp.kind === 'none' ? `the blocks of '${s.family}' are attention alone, without an MLP` : undefined
 /** Neurons of a mixture of experts have no one place. */
 export const inExperts: Absent = (s, layer) =>
-  blockOf(s, layer).mlp.kind === 'experts'
+  noMlp(s, layer) ??
+  (blockOf(s, layer).mlp.kind === 'experts'
     ? `the MLP of layer ${layer} is a mixture of experts, each with neurons of its own; read router_logits, expert_weights, expert_indices or mlp_out`
-    : undefined
+    : undefined)
 /** The up projection of a gated MLP. */
 export const noGate: Absent = (s, layer) =>
   inExperts(s, layer) ??
@@ -45,6 +49,8 @@ export const noAttnNorm: Absent = (s, layer) =>
 export const noMlpNorm: Absent = (s, layer) => {
   const { mlpNorm, residual } = blockOf(s, layer)
   if (mlpNorm) return undefined
+  const none = noMlp(s, layer)
+  if (none) return none
   return residual === 'parallel'
     ? `attention and MLP of '${s.family}' read the same norm, whose inside is attn_in_scale and attn_in_normalized`
     : `the MLP of '${s.family}' reads the residual stream as it is, without a norm`
@@ -60,7 +66,7 @@ export const noPostNorm =
 export const noMiddle: Absent = (s, layer) =>
   blockOf(s, layer).residual === 'parallel'
     ? `attention and MLP of '${s.family}' both read resid_pre, so that there is no stream between them`
-    : undefined
+    : noMlp(s, layer)
 /** Attention to another stack. */
 export const noCross: Absent = (s, layer) => (blockOf(s, layer).cross ? undefined : `the blocks of '${s.family}' read no other stack`)
 /** Logits need an unembedding. */

@@ -12,6 +12,7 @@ import {
   noHead,
   noHeadNorm,
   noMiddle,
+  noMlp,
   noMlpNorm,
   noPostNorm,
   noRotary,
@@ -390,6 +391,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'What the MLP reads: output of the norm before it.',
     transformerLens: ['blocks.{L}.ln2.hook_out', 'blocks.{L}.mlp.hook_in', 'blocks.{L}.mlp.gate.hook_in', 'blocks.{L}.mlp.in.hook_in'],
     huggingFace: module('mlp_in', (m) => m.mlp && `${m.mlp}.input`),
+    absent: noMlp,
   },
   {
     name: 'router_logits',
@@ -455,6 +457,7 @@ export const vocabulary: readonly SiteRow[] = [
     note: 'In BLOOM and MPT the module adds the residual stream itself, so that it is part of its output; what the MLP alone adds is mlp_out_post.',
     transformerLens: ['blocks.{L}.mlp.hook_out', 'blocks.{L}.mlp.out.hook_out', 'blocks.{L}.ln2_post.hook_in'],
     huggingFace: module('mlp_out', (m) => m.mlp),
+    absent: noMlp,
   },
   {
     name: 'mlp_out_post_scale',
@@ -481,6 +484,7 @@ export const vocabulary: readonly SiteRow[] = [
     meaning: 'What the MLP adds to the residual stream (after a post-norm and a factor, where the family has them).',
     transformerLens: ['blocks.{L}.hook_mlp_out', 'blocks.{L}.ln2_post.hook_out'],
     huggingFace: module('mlp_out_post'),
+    absent: noMlp,
   },
   {
     name: 'resid_post',

@@ -15,6 +15,7 @@ import { gptNeox } from './gpt-neox.ts'
 import { gpt2, gptBigcode } from './gpt2.ts'
 import { gptj } from './gptj.ts'
 import { granite, graniteMoe, minicpm } from './granite.ts'
+import { grokking } from './grokking.ts'
 import { llama } from './llama.ts'
 import { arcee, ernie45, exaone4, glm, glm4, helium, nemotron, seedOss, smollm3, stablelm, starcoder2 } from './llama-kin.ts'
 import { ministral, mistral, mixtral } from './mistral.ts'
@@ -46,6 +47,7 @@ export const families: Readonly<Record<string, (c: ConfigReader) => DecoderSpec>
   gptj,
   granite,
   granitemoe: graniteMoe,
+  grokking,
   helium,
   llama,
   minicpm,

@@ -50,7 +50,10 @@ export class Blocks {
     const at = (name: string) => `${name}.${layer}`
     const pre = parts.mark(at('resid_pre'), layer === 0 ? x : cut(x, segmentsBefore + layer))
     const attnIn = parts.mark(at('attn_in'), b.attnNorm ? parts.norm('attn_in', `.${layer}`, b.attnNorm, pre) : pre)
-    const mlp = (from: Tensor) => parts.mlp(parts.mark(at('mlp_in'), from), b.mlp, stack.dModel, stack.dMlp, layer)
+    const { mlp: network } = b
+    if (network.kind === 'none')
+      return parts.mark(at('resid_post'), this.sum('attn_out', pre, this.attention(attnIn, b.attention, layer), b, b.attnSumNorm, layer))
+    const mlp = (from: Tensor) => parts.mlp(parts.mark(at('mlp_in'), from), network, stack.dModel, stack.dMlp, layer)
     const before = (stream: Tensor) => (b.mlpNorm ? parts.norm('mlp_in', `.${layer}`, b.mlpNorm, stream) : stream)
     if (b.residual === 'parallel') {
       const attnAdds = this.contribution('attn_out', this.attention(attnIn, b.attention, layer), b, layer)

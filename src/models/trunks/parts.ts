@@ -26,7 +26,7 @@ import {
   topK,
   unsqueeze,
 } from '../../tensor/index.ts'
-import type { Activation, DenseMlp, ExpertMlp, HeadNorm, Linear, Mlp, Norm } from '../spec.ts'
+import type { Activation, DenseMlp, ExpertMlp, HeadNorm, Linear, Norm } from '../spec.ts'
 import { SiteMarks, slotName, slotSites } from '../traced.ts'
 
 /** Gives a trunk its parameters. */
@@ -124,7 +124,7 @@ export class Parts {
   }
 
   /** A feed-forward network from and to `dModel`; `width` is that of the hidden layer where it has one. */
-  mlp(x: Tensor, mlp: Mlp, dModel: number, width: number, layer: number): Tensor {
+  mlp(x: Tensor, mlp: DenseMlp | ExpertMlp, dModel: number, width: number, layer: number): Tensor {
     const mark = (name: string, t: Tensor) => this.mark(`${name}.${layer}`, t)
     return mlp.kind === 'experts' ? this.experts(x, mlp, dModel, mark) : this.dense(x, mlp, dModel, width, mark)
   }
