@@ -1,5 +1,7 @@
 /** @file Inputs of one forward pass: texts, or tensors under their Hugging Face names. */
+import { readFile } from 'node:fs/promises'
 import { UsageError } from '../base/errors.ts'
+import { readFailure } from '../base/files.ts'
 import type { NDArray } from '../base/types.ts'
 import { openSafetensors } from '../models/formats/index.ts'
 import type { ModelTensors } from '../run/index.ts'
@@ -54,6 +56,17 @@ export async function readInputs(path: string): Promise<InputsFile> {
   } finally {
     await store.close()
   }
+}
+
+/** The bytes of image files. */
+export function readImages(paths: readonly string[]): Promise<Uint8Array[]> {
+  return Promise.all(
+    paths.map((path) =>
+      readFile(path).catch((error: unknown) => {
+        throw readFailure(error, path)
+      }),
+    ),
+  )
 }
 
 /** Images as float32 [batch, channel, row, column]. */

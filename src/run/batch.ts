@@ -2,6 +2,7 @@
 import { UsageError } from '../base/errors.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
 import type { Architecture, SequenceName, TokenSequence } from '../models/architecture.ts'
+import type { Picture } from '../models/image/index.ts'
 import { inputNames } from '../models/traced.ts'
 import { type SiteInfo, sequenceOf } from '../sites/address.ts'
 import type { StepPlaces } from '../sites/prepare.ts'
@@ -16,6 +17,8 @@ export type ModelInput =
   /** Token ids of several rows. */
   | { readonly rows: readonly (readonly number[])[] }
   | ModelTensors
+  /** Pictures (PNG or JPEG files, or decoded), with a text for each where the model reads both. */
+  | { readonly images: readonly (Uint8Array | Picture)[]; readonly text?: string | readonly string[] }
 
 /** Tensors under their Hugging Face names; each kind of model takes some of them. */
 export interface ModelTensors {

@@ -2,6 +2,7 @@
 import { ModelError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import { type Architecture, architectureOf, type ModelRecord, type StackView } from '../models/architecture.ts'
+import type { Config } from '../models/config.ts'
 import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
 import { slotName, slotSites, type TracedModel, type TraceOptions } from '../models/traced.ts'
@@ -29,6 +30,8 @@ export interface CoreOptions {
   readonly device: Device
   readonly threads?: number
   readonly contextLength: number
+  /** What the model's processor file says of images. */
+  readonly images?: Config
   readonly compile: CompileMode
   /** Bytes of compiled weights that may stay in memory; of a streamed model, as many as three blocks take by default. */
   readonly memory: number | undefined

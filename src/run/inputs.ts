@@ -2,17 +2,23 @@
 import { ModelError, UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import { type Architecture, type PixelSequence, type SequenceName, type TokenSequence, tensorNames } from '../models/architecture.ts'
+import type { Picture } from '../models/image/index.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
 import { type Batch, batchOfRows, batchOfTensors, type Layout, type ModelInput, type ModelTensors } from './batch.ts'
 
 /** The batch of an input; refuses what the model does not take. Texts get the model's special tokens. */
-export function batchOf(a: Architecture, input: ModelInput, tokenizer: () => Tokenizer): Batch {
+export function batchOf(
+  a: Architecture,
+  input: ModelInput,
+  tokenizer: () => Tokenizer,
+  pixelsOf: (images: readonly (Uint8Array | Picture)[]) => NDArray,
+): Batch {
   if (typeof input === 'string') return ofRows(a, () => [tokenizer().encode(input)])
   if (Array.isArray(input)) return ofRows(a, () => (input as readonly string[]).map((t) => tokenizer().encode(t)))
   const other = input as Exclude<ModelInput, string | readonly string[]>
   if ('ids' in other) return ofRows(a, () => [other.ids])
   if ('rows' in other) return ofRows(a, () => other.rows)
-  return ofTensors(a, other)
+  return 'images' in other ? ofImages(a, other.images, other.text, tokenizer, pixelsOf) : ofTensors(a, other)
 }
 
 /** A batch of texts: they are what an encoder reads where there is one, else the first sequence. */
@@ -21,6 +27,24 @@ function ofRows(a: Architecture, rows: () => readonly (readonly number[])[]): Ba
   if (read.kind !== 'tokens') throw new UsageError(`'${a.family}' reads images, not text: give { ${read.pixels} }.`)
   const given = batchOfRows(rows())
   return combined(a, (s) => (s === read ? given : s.kind === 'tokens' ? started(s, given.rows.length) : undefined))
+}
+
+function ofImages(
+  a: Architecture,
+  images: readonly (Uint8Array | Picture)[],
+  text: string | readonly string[] | undefined,
+  tokenizer: () => Tokenizer,
+  pixelsOf: (images: readonly (Uint8Array | Picture)[]) => NDArray,
+): Batch {
+  const s = a.sequences.find((q) => q.kind === 'pixels')
+  if (!s) throw new UsageError(`'${a.family}' reads no images.`)
+  const texts = text === undefined ? undefined : typeof text === 'string' ? [text] : text
+  const read = texts && batchOfRows(texts.map((t) => tokenizer().encode(t)))
+  const rows = (q: TokenSequence) => {
+    if (!read) throw new UsageError(`'${a.family}' reads texts and images: give { images, text }.`)
+    return q.name === 'text' ? read : started(q, read.rows.length)
+  }
+  return combined(a, (q) => (q.kind === 'tokens' ? rows(q) : undefined), new Map([[s.pixels, pixelsOf(images)]]))
 }
 
 function ofTensors(a: Architecture, tensors: ModelTensors): Batch {

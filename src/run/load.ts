@@ -45,6 +45,8 @@ export interface OpenedModel {
   readonly store: WeightStore
   readonly config: Config
   readonly tokenizer?: Tokenizer
+  /** Its `preprocessor_config.json`. */
+  readonly images?: Config
   /** What was checked while opening. */
   readonly checks?: readonly string[]
 }
@@ -73,6 +75,7 @@ export async function assemble(opened: OpenedModel, options: LoadOptions & { con
     device: options.device ?? 'cpu',
     ...(options.threads ? { threads: options.threads } : {}),
     contextLength,
+    ...(opened.images ? { images: opened.images } : {}),
     compile: options.compile ?? 'auto',
     memory,
     stream,

@@ -2,6 +2,7 @@
 import { ModelError, UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import type { Architecture } from '../models/architecture.ts'
+import { decodeImage, type Picture, pixelValues, readProcessor } from '../models/image/index.ts'
 import type { Precision } from '../models/quantised.ts'
 import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
@@ -183,7 +184,24 @@ export class Model {
 
   /** The batch of anything that can be run: rows of token ids, or images. Texts get the model's special tokens; an encoder–decoder's decoder then begins with its start token. */
   tokens(input: ModelInput): Batch {
-    return batchOf(this.architecture, input, () => this.tokenizer)
+    return batchOf(
+      this.architecture,
+      input,
+      () => this.tokenizer,
+      (images) => this.pixels(images),
+    )
+  }
+
+  /**
+   * Pixel values of pictures [image, channel, row, column], as the model's processor file says.
+   * @throws ModelError where the model has no processor file, FormatError for files that are no images.
+   */
+  pixels(images: readonly (Uint8Array | Picture)[]): NDArray<Float32Array> {
+    const config = this.core.options.images
+    if (!config)
+      throw new ModelError(`${this.origin.id} has no preprocessor_config.json that says how images become numbers; give pixel_values.`)
+    const pictures = images.map((image, i) => (image instanceof Uint8Array ? decodeImage(image, `Image ${i}`) : image))
+    return pixelValues(readProcessor(config), pictures)
   }
 
   /** One forward pass. Taps see values after the edits at their site. */

@@ -84,7 +84,15 @@ async function openHfFolder(folder: string, weights: string): ReturnType<Opener>
   const safe = ['model.safetensors', 'model.safetensors.index.json'].some((f) => existsSync(join(folder, f)))
   const store = weights === folder && !safe && pickled ? await openPickle(folder) : await openSafetensors(weights)
   const tokenizer = existsSync(join(folder, 'tokenizer.json')) ? await loadHfTokenizer(folder) : undefined
-  return { store, config, ...(tokenizer ? { tokenizer } : {}) }
+  const images = await imageConfig(folder)
+  return { store, config, ...(tokenizer ? { tokenizer } : {}), ...(images ? { images } : {}) }
+}
+
+/** The image part of a processor file, under its old or its new name. */
+async function imageConfig(folder: string): Promise<Config | undefined> {
+  const [old, whole] = [join(folder, 'preprocessor_config.json'), join(folder, 'processor_config.json')]
+  if (existsSync(old)) return (await readJson(old)) as Config
+  return existsSync(whole) ? ((await readJson(whole)) as { image_processor?: Config }).image_processor : undefined
 }
 
 /** A file of weights alone, whose names and shapes say what it is. */

@@ -3,9 +3,9 @@ import { listed, throwIfCancelled, UsageError } from '../../base/errors.ts'
 import type { NDArray } from '../../base/types.ts'
 import { openSafetensors, writeSafetensors } from '../../models/formats/index.ts'
 import { describeEdits } from '../../run/edits-file.ts'
-import type { Activation, Model, Start } from '../../run/index.ts'
+import type { Activation, Model, ModelTensors, Start } from '../../run/index.ts'
 import { type CommandContext, defineCommand, modelArgument, type OptionRow, type Outcome } from '../command.ts'
-import { type InputsFile, readInputs, tensorsOfRows } from '../inputs.ts'
+import { type InputsFile, readImages, readInputs, tensorsOfRows } from '../inputs.ts'
 import { type EditedModel, type EditedOnnx, withModel } from '../model.ts'
 import { namesOnnx, onnxInputs, onnxRun } from '../onnx.ts'
 import { checkOutput } from '../output.ts'
@@ -18,6 +18,7 @@ interface Options {
   readonly text?: readonly TextOrIds[]
   readonly inputs?: string
   readonly data?: string
+  readonly image?: readonly string[]
   readonly field?: string
   readonly taps?: readonly string[]
   readonly edits?: string
@@ -34,6 +35,12 @@ const options: readonly OptionRow[] = [
     conflicts: ['text', 'data'],
   },
   { flags: '--data <file>', doc: 'JSONL, a row a line: { "text" } or { "input_ids" }', conflicts: ['text', 'inputs'] },
+  {
+    flags: '--image <file>',
+    doc: "a PNG or JPEG file, brought to size as the model's processor file says",
+    repeat: true,
+    conflicts: ['inputs'],
+  },
   { flags: '--field <name>', doc: 'field of --data that holds the text (default: text)' },
   { flags: '--taps <sites>', doc: "what to read: sites, aliases, patterns ('resid_post.*'), separated by commas", repeat: true },
   { flags: '--edits <file>', doc: 'edits file: a JSON array of { op, site, params, where }' },
@@ -134,21 +141,28 @@ async function readStart(text: string): Promise<{ of(model: Model): Start }> {
   }
 }
 
-type Source = { readonly file: InputsFile } | { readonly texts: readonly TextOrIds[]; readonly what: string }
+type Source =
+  | { readonly file: InputsFile }
+  | { readonly texts: readonly TextOrIds[]; readonly what: string; readonly images: readonly Uint8Array[] }
 
 /** Where the input comes from; files are read before the model is loaded. */
 async function readSource(options: Options): Promise<Source> {
   if (options.field !== undefined && options.data === undefined)
     throw new UsageError('--field says where the text of --data is; give --data, too.')
   if (options.inputs !== undefined) return { file: await readInputs(options.inputs) }
-  if (options.data !== undefined) return { texts: await readJsonl(options.data, { fields: [options.field ?? 'text'] }), what: options.data }
-  if (options.text !== undefined) return { texts: options.text, what: '--text' }
-  throw new UsageError('There is nothing to run on: give --text, --inputs or --data.')
+  const images = await readImages(options.image ?? [])
+  if (options.data !== undefined)
+    return { texts: await readJsonl(options.data, { fields: [options.field ?? 'text'] }), what: options.data, images }
+  if (options.text !== undefined || images.length > 0) return { texts: options.text ?? [], what: '--text', images }
+  throw new UsageError('There is nothing to run on: give --text, --inputs or --data, or --image.')
 }
 
-function rowsOf(model: Model, { texts, what }: { texts: readonly TextOrIds[]; what: string }) {
+function rowsOf(model: Model, { texts, what, images }: Extract<Source, { texts: unknown }>): ModelTensors {
   const pad = model.hasTokenizer ? (model.tokenizer.pad ?? 0) : 0
-  return tensorsOfRows(encodeTexts(model, texts, what), pad)
+  return {
+    ...(texts.length > 0 ? tensorsOfRows(encodeTexts(model, texts, what), pad) : {}),
+    ...(images.length > 0 ? { pixel_values: model.pixels(images) } : {}),
+  }
 }
 
 /** `resid_post.{1,3},logits` as its patterns; commas in braces belong to the pattern. */
