@@ -33,6 +33,7 @@ export {
   openCorpus,
 } from './corpus.ts'
 export type { InvalidPolicy } from './corpus-text.ts'
+export { type CachedLatents, openDelphiLatents } from './delphi-cache.ts'
 export {
   type FeatureFrequency,
   type FeaturePlace,
@@ -86,6 +87,7 @@ export { type Metric, type MetricFunction, type MetricKind, metricKinds, type To
 export { type PathOptions, type PathReceiver, type PathResult, patchPaths } from './patch-path.ts'
 export { type PatchedRun, type PatchedRunOptions, patchedRun } from './patch-run.ts'
 export { type PatchscopeOptions, type PatchscopeResult, patchscope } from './patchscope.ts'
+export { type CachedActivations, openSaelensActivations } from './saelens-cache.ts'
 export * from './similarity/index.ts'
 export {
   activationStatistics,
