@@ -8,4 +8,4 @@ export { loadProbes, Probe, type ProbeParts, type ProbeRecord, saveProbes } from
 export { type Features, fitLinear, type LinearFit, type LinearProblem } from './solver.ts'
 export { type ProbeOptions, probe, type SiteResult, type StudyResult } from './study.ts'
 export type { StudySettings } from './study-setup.ts'
-export { columnOf, parseCsv, readTable, type TextTable } from './table.ts'
+export { columnOf, parseCsv, readTable, type TextTable, tableOf, usualColumns } from './table.ts'

@@ -22,6 +22,8 @@ export interface ProbeOptions extends StudySettings, WorkOptions, Pick<FeatureOp
   readonly labels: readonly (string | number)[]
   /** Source of each text: examples of one source are never on both sides of a fold (default: equal texts share a source). */
   readonly groups?: readonly string[]
+  /** Is told what was found at each site as soon as it is known; the study goes on when it returns. */
+  readonly onSite?: (result: SiteResult) => void | Promise<void>
 }
 
 /** What a study finds at one site. */
@@ -98,7 +100,7 @@ export async function probe(model: Model, options: ProbeOptions): Promise<StudyR
     }
     const controls: Record<string, number> = { ...judged.controls, ...(identity === undefined ? {} : { tokenIdentity: identity }) }
     const shuffled = controls.shuffledLabels
-    sites.push({
+    const result: SiteResult = {
       site,
       width: x.shape[1] as number,
       scores: judged.scores,
@@ -106,7 +108,9 @@ export async function probe(model: Model, options: ProbeOptions): Promise<StudyR
       ...(shuffled === undefined ? {} : { selectivity: (judged.scores[study.main]?.value as number) - shuffled }),
       ...(study.row.searches ? { C: judged.regularisation.C } : {}),
       probe: Probe.fromFit(judged.fit, parts),
-    })
+    }
+    sites.push(result)
+    await options.onSite?.(result)
   }
   onProgress?.({ task, done: features.sites.size, total: features.sites.size, unit: 'sites' })
   return {

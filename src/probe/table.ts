@@ -90,16 +90,53 @@ export async function readTable(path: string): Promise<TextTable> {
   } catch (cause) {
     throw new FormatError(`${path} holds bytes that are no UTF-8; save it as UTF-8.`, { cause })
   }
-  const [columns, ...rows] = parseCsv(text, extension === '.tsv' ? '\t' : ',', path)
+  return tableOf(text, path, extension === '.tsv' ? '\t' : ',')
+}
+
+/**
+ * The table of a text: CSV or TSV with a header line, or JSONL with one object a line.
+ * @param separator told by the header line, where absent.
+ */
+export function tableOf(text: string, name: string, separator?: ',' | '\t'): TextTable {
+  if (separator === undefined && /^\uFEFF?\s*\{/.test(text)) return jsonlTable(text, name)
+  const [columns, ...rows] = parseCsv(text, separator ?? (text.split('\n', 1)[0]?.includes('\t') ? '\t' : ','), name)
   if (!columns || rows.length === 0)
-    throw new UsageError(`${path} holds ${columns ? 'a header and no rows' : 'nothing'}; give labelled texts.`)
+    throw new UsageError(`${name} holds ${columns ? 'a header and no rows' : 'nothing'}; give labelled texts.`)
   const ragged = rows.findIndex((r) => r.length !== columns.length)
   if (ragged >= 0)
     throw new FormatError(
-      `Row ${ragged + 1} of ${path} has ${rows[ragged]?.length} fields, but the header names ${columns.length} columns; correct it.`,
+      `Row ${ragged + 1} of ${name} has ${rows[ragged]?.length} fields, but the header names ${columns.length} columns; correct it, or put texts with commas in quotes.`,
     )
-  return { path, columns, rows }
+  return { path: name, columns, rows }
 }
+
+function jsonlTable(text: string, name: string): TextTable {
+  const items = text.split(/\r?\n/).flatMap((line, i) => {
+    if (line.trim() === '') return []
+    let value: unknown
+    try {
+      value = JSON.parse(line)
+    } catch (cause) {
+      throw new FormatError(`${name}, line ${i + 1} is not JSON (${messageOf(cause)}): each line must be one JSON object.`, { cause })
+    }
+    if (typeof value !== 'object' || value === null || Array.isArray(value))
+      throw new FormatError(`${name}, line ${i + 1} is no JSON object; write {"text": …, "label": …} on each line.`)
+    return [{ line: i + 1, value: value as Record<string, unknown> }]
+  })
+  const columns = Object.keys(items[0]?.value ?? {})
+  const rows = items.map(({ line, value }) =>
+    columns.map((c) => {
+      const field = value[c]
+      if (field === undefined || field === null || typeof field === 'object')
+        throw new FormatError(`${name}, line ${line}: '${c}' must be a text, a number or a truth value, as on the first line.`)
+      return String(field)
+    }),
+  )
+  return { path: name, columns, rows }
+}
+
+/** Usual names of columns. */
+export const usualColumns = { text: ['text', 'sentence', 'prompt', 'statement'], label: ['label', 'target', 'class'] } as const
 
 /** The values of a column, by its name or by the first of some usual names. */
 export function columnOf(

@@ -3,12 +3,15 @@ import { z } from 'zod'
 import type { AxisName } from '../sites/index.ts'
 import { exploreBodies } from './protocol-explore.ts'
 import { type edit, editList, looked, lookedText, modelName, siteName, vectorRecipe } from './protocol-parts.ts'
+import { probeBodies } from './protocol-probe.ts'
 
 export type * from './protocol-explore.ts'
+export type * from './protocol-probe.ts'
 
 /** Bodies of requests, by route. */
 export const bodies = {
   ...exploreBodies,
+  ...probeBodies,
   model: z.strictObject({ model: siteName }),
   tokens: z.strictObject({ ...looked, surprise: z.boolean().default(false) }),
   grid: z.strictObject({

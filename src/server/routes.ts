@@ -4,7 +4,8 @@ import { attributeAnswer, componentsAnswer, edgesAnswer, pairAnswer, patchedAnsw
 import { writeStories } from './generate.ts'
 import { writeGrid } from './grid.ts'
 import { siteAnswer, tokensAnswer } from './look.ts'
-import type { BodyOf, EditsAnswer, GenerateLine, GridLine, PatchLine, RouteName, VectorAnswer } from './protocol.ts'
+import { probeDirectionAnswer, probeReadAnswer, writeProbe } from './probe.ts'
+import type { BodyOf, EditsAnswer, GenerateLine, GridLine, PatchLine, ProbeLine, RouteName, VectorAnswer } from './protocol.ts'
 import type { Held } from './registry.ts'
 
 /** Answers a request on a model with one JSON value. */
@@ -34,6 +35,8 @@ export const answerRoutes = [
   answering('attribute', attributeAnswer),
   answering('edges', edgesAnswer),
   answering('components', componentsAnswer),
+  answering('probe-read', probeReadAnswer),
+  answering('probe-direction', probeDirectionAnswer),
 ]
 
 /** Routes with lines that come as the work goes on. */
@@ -41,6 +44,7 @@ export const linesRoutes = [
   writing<'grid', GridLine>('grid', writeGrid),
   writing<'generate', GenerateLine>('generate', writeStories),
   writing<'patch', PatchLine>('patch', writePatch),
+  writing<'probe', ProbeLine>('probe', writeProbe),
 ]
 
 async function vectorAnswer(held: Held, body: BodyOf<'vector'>): Promise<VectorAnswer> {

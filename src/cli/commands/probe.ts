@@ -9,6 +9,7 @@ import {
   type SiteResult,
   type StudyResult,
   saveProbes,
+  usualColumns,
 } from '../../probe/index.ts'
 import type { Position } from '../../steer/index.ts'
 import { defineCommand, integer, modelArgument, number, type OptionRow } from '../command.ts'
@@ -65,9 +66,6 @@ const options: readonly OptionRow[] = [
   { flags: '--out <file>', doc: 'safetensors file for the probes: SITE.weights, SITE.bias, SITE.mean, SITE.scale' },
 ]
 
-const usualTexts = ['text', 'sentence', 'prompt', 'statement']
-const usualLabels = ['label', 'target', 'class']
-
 export const command = defineCommand<{ model: string }, Options>({
   name: 'probe',
   summary: 'Trains a probe at each site on labelled texts and judges it on texts it has not seen, beside controls.',
@@ -78,8 +76,8 @@ export const command = defineCommand<{ model: string }, Options>({
     const sites = options.site.flatMap(splitPatterns)
     if (options.out !== undefined) await checkOutput(options.out)
     const data = await readTable(options.data)
-    const text = columnOf(data, options.text, usualTexts, 'text')
-    const label = columnOf(data, options.label, usualLabels, 'label')
+    const text = columnOf(data, options.text, usualColumns.text, 'text')
+    const label = columnOf(data, options.label, usualColumns.label, 'label')
     const group = options.group === undefined ? undefined : columnOf(data, options.group, [], 'source')
     const first = <T>(values: readonly T[]) => values.slice(0, options.maxExamples)
     return withModel(context, args.model, options, async ({ model }) => {
