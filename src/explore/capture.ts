@@ -47,7 +47,8 @@ export interface CaptureOptions extends PassSettings {
   readonly shardTokens?: number
   /** Go on with an interrupted capture; its finished shards are kept, and the rest becomes what it would have been. */
   readonly resume?: boolean
-  readonly onProgress?: (progress: CaptureProgress) => void
+  /** Is told after each window; the capture goes on when it returns. */
+  readonly onProgress?: ((progress: CaptureProgress) => void) | ((progress: CaptureProgress) => Promise<void>)
 }
 
 /** What a capture has written. */
@@ -105,7 +106,7 @@ export async function capture(model: Model, options: CaptureOptions): Promise<Ca
   })
   await writeManifest(out, manifest(false))
   const report = reporter(options.onProgress, plan, { expected, kept, perToken })
-  report(kept, false)
+  await report(kept, false)
   const writer = shardWriter(out, shards, () => writeManifest(out, manifest(false)))
   let unfired: readonly string[] | undefined
   let held = kept
@@ -117,7 +118,7 @@ export async function capture(model: Model, options: CaptureOptions): Promise<Ca
       buffer.add(window)
       held += window.count
       unfired = unfired ? unfired.filter((s) => window?.unfired.includes(s)) : window.unfired
-      report(held, false)
+      await report(held, false)
       if (buffer.count < plan.shardTokens) continue
       await writer.write(buffer, window.next)
       buffer = new ShardBuffer(dtype, plan.sites, plan.shardTokens)
@@ -135,7 +136,7 @@ export async function capture(model: Model, options: CaptureOptions): Promise<Ca
     throw new UsageError("Nothing was captured: the 'where' of the capture held at no position of the corpus; choose other positions.")
   }
   await writeManifest(out, manifest(true))
-  report(held, true)
+  await report(held, true)
   return { out, manifest: manifest(true), captured: held - kept, unfired: unfired ?? [] }
 }
 
@@ -224,14 +225,14 @@ function reporter(
   onProgress: CaptureOptions['onProgress'],
   plan: PassPlan,
   { expected, kept, perToken }: { expected: number; kept: number; perToken: number },
-): (done: number, finished: boolean) => void {
+): (done: number, finished: boolean) => Promise<void> {
   const begun = performance.now()
   const { sites } = plan
   const what = sites.length === 1 ? (sites[0]?.site as string) : `${sites.length} sites`
-  return (done, finished) => {
+  return async (done, finished) => {
     const total = finished ? done : Math.max(expected, done)
     const tokensPerSecond = ((done - kept) / (performance.now() - begun)) * 1000 || 0
-    onProgress?.({
+    await onProgress?.({
       task: `capturing ${what} (${megabytes(expected * perToken)} MB)`,
       done,
       total,

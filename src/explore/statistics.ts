@@ -209,6 +209,8 @@ export interface StatisticsOptions extends PassSettings {
   readonly around?: number
   readonly signal?: AbortSignal
   readonly onProgress?: OnProgress
+  /** Is called after each window; the pass goes on when it returns. */
+  readonly onWindow?: () => Promise<void>
 }
 
 /** Statistics of sites over a corpus, in the memory of the statistics themselves. */
@@ -241,6 +243,7 @@ export async function activationStatistics(model: Model, options: StatisticsOpti
       if (asked.has(c.site)) await c.top.add(values, window)
     }
     done += window.count
+    await options.onWindow?.()
     options.onProgress?.({ task: 'measuring activations', done, ...(plan.maxTokens ? { total: plan.maxTokens } : {}), unit: 'tokens' })
   }
   return new Map(

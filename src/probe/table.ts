@@ -68,12 +68,14 @@ export function parseCsv(text: string, separator: string, name: string): string[
   return rows
 }
 
-/** Reads a table with a header line: `.csv` or `.tsv`, perhaps with `.gz` behind. */
+/** Reads a table: `.csv` or `.tsv` with a header line, or `.jsonl`, perhaps with `.gz` behind. */
 export async function readTable(path: string): Promise<TextTable> {
   const zipped = path.toLowerCase().endsWith('.gz')
   const extension = extname(zipped ? path.slice(0, -3) : path).toLowerCase()
-  if (!['.csv', '.tsv'].includes(extension))
-    throw new UsageError(`The name ${path} does not say what it holds; give a table that ends in .csv, .tsv, .csv.gz or .tsv.gz.`)
+  if (!Object.hasOwn(separators, extension))
+    throw new UsageError(
+      `The name ${path} does not say what it holds; give a table that ends in .csv, .tsv or .jsonl, perhaps with .gz behind.`,
+    )
   let bytes: Buffer
   try {
     bytes = await readFile(path)
@@ -90,7 +92,15 @@ export async function readTable(path: string): Promise<TextTable> {
   } catch (cause) {
     throw new FormatError(`${path} holds bytes that are no UTF-8; save it as UTF-8.`, { cause })
   }
-  return tableOf(text, path, extension === '.tsv' ? '\t' : ',')
+  return tableOf(text, path, separators[extension])
+}
+
+/** By extension; undefined for JSONL. */
+const separators: Readonly<Record<string, ',' | '\t' | undefined>> = {
+  '.csv': ',',
+  '.tsv': '\t',
+  '.jsonl': undefined,
+  '.ndjson': undefined,
 }
 
 /**

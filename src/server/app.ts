@@ -5,8 +5,9 @@ import { bytesOfModel, displayName, listModels, parseModelSource } from '../mode
 import type { Model } from '../run/model.ts'
 import { bodyOf, errorAnswer, lines, statusOf } from './answers.ts'
 import { asset } from './assets.ts'
+import type { Captures } from './captures.ts'
 import { valuesAnswer } from './look.ts'
-import type { BodyOf, HealthAnswer, ModelAnswer, ModelLine, ModelsAnswer, RouteName, SiteKind } from './protocol.ts'
+import type { BodyOf, CapturesAnswer, HealthAnswer, ModelAnswer, ModelLine, ModelsAnswer, RouteName, SiteKind } from './protocol.ts'
 import type { Registry } from './registry.ts'
 import { answerRoutes, linesRoutes } from './routes.ts'
 import { type Guard, guarded } from './security.ts'
@@ -14,6 +15,7 @@ import { type Guard, guarded } from './security.ts'
 /** What the routes work with. */
 export interface AppParts {
   readonly registry: Registry
+  readonly captures: Captures
   /** The model that requests mean which name none. */
   readonly model: string
   readonly guard: Guard
@@ -25,7 +27,7 @@ export interface AppParts {
 const largestBody = 16 * 1024 * 1024
 
 /** The application: the page, and the API under `/api`. */
-export function createApp({ registry, model: first, guard, studio, instance }: AppParts): Hono {
+export function createApp({ registry, captures, model: first, guard, studio, instance }: AppParts): Hono {
   const app = new Hono()
   app.use(guarded(guard))
   app.use(
@@ -53,6 +55,13 @@ export function createApp({ registry, model: first, guard, studio, instance }: A
     })
   app.get('/api/model', (c) => loading(c, first))
   app.post('/api/model', async (c) => loading(c, (await bodyOf(c, 'model')).model))
+
+  app.get('/api/captures', async (c) => c.json({ jobs: await captures.list() } satisfies CapturesAnswer))
+  app.post('/api/capture', async (c) => c.json(await captures.start(await bodyOf(c, 'capture'))))
+  app.post('/api/capture-job', async (c) => {
+    const { id, action } = await bodyOf(c, 'capture-job')
+    return c.json({ job: (await captures.act(id, action)) ?? null })
+  })
 
   for (const { route, work } of answerRoutes)
     app.post(`/api/${route}`, async (c) => {

@@ -11,6 +11,7 @@ import { load } from '../run/index.ts'
 import type { Device } from '../tensor/index.ts'
 import { createApp } from './app.ts'
 import { studioFolder } from './assets.ts'
+import { Captures } from './captures.ts'
 import { type LoadModel, Registry } from './registry.ts'
 import { inUrl, isLoopback, loopback } from './security.ts'
 import { warm } from './warm.ts'
@@ -37,6 +38,8 @@ export interface ServerOptions {
   readonly load?: LoadModel
   /** Folder of the built page (default: the one that ships). */
   readonly studio?: string
+  /** Folder of the captures that the page makes (default: `captures` in the data folder). */
+  readonly captures?: string
 }
 
 /** A running server. */
@@ -64,8 +67,10 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   const settings = { ...(threads ? { threads } : {}), ...(device ? { device } : {}), ...(precision ? { precision } : {}) }
   const registry = new Registry(options.load ?? ((id, work) => load(id, { ...settings, ...work })))
   const instance = randomBytes(8).toString('hex')
+  const captures = new Captures(registry, model, options.captures)
   const app = createApp({
     registry,
+    captures,
     model,
     guard: { hosts: token === undefined ? [...loopback, inUrl(host)] : undefined, token, cookie: `actlens-${instance}` },
     studio: options.studio ?? studioFolder(),
@@ -81,6 +86,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   const close = () => {
     closing ??= (async () => {
       closed.abort()
+      await captures.close()
       const stopped = new Promise<void>((resolve) => server.close(() => resolve()))
       server.closeAllConnections()
       await Promise.all([stopped, registry.close()])

@@ -1,10 +1,12 @@
 /** @file What the page and the server say to each other: one schema for each request body, one type for each answer. */
 import { z } from 'zod'
 import type { AxisName } from '../sites/index.ts'
+import { captureBodies } from './protocol-capture.ts'
 import { exploreBodies } from './protocol-explore.ts'
 import { type edit, editList, looked, lookedText, modelName, siteName, vectorRecipe } from './protocol-parts.ts'
 import { probeBodies } from './protocol-probe.ts'
 
+export type * from './protocol-capture.ts'
 export type * from './protocol-explore.ts'
 export type * from './protocol-probe.ts'
 
@@ -12,6 +14,7 @@ export type * from './protocol-probe.ts'
 export const bodies = {
   ...exploreBodies,
   ...probeBodies,
+  ...captureBodies,
   model: z.strictObject({ model: siteName }),
   tokens: z.strictObject({ ...looked, surprise: z.boolean().default(false) }),
   grid: z.strictObject({

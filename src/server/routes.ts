@@ -1,11 +1,22 @@
 /** @file The routes that take a body: what answers each, at once or line by line. */
 import type { Model } from '../run/model.ts'
+import { writeContexts } from './contexts.ts'
 import { attributeAnswer, componentsAnswer, edgesAnswer, pairAnswer, patchedAnswer, writePatch } from './explore.ts'
 import { writeStories } from './generate.ts'
 import { writeGrid } from './grid.ts'
 import { siteAnswer, tokensAnswer } from './look.ts'
 import { probeDirectionAnswer, probeReadAnswer, writeProbe } from './probe.ts'
-import type { BodyOf, EditsAnswer, GenerateLine, GridLine, PatchLine, ProbeLine, RouteName, VectorAnswer } from './protocol.ts'
+import type {
+  BodyOf,
+  ContextsLine,
+  EditsAnswer,
+  GenerateLine,
+  GridLine,
+  PatchLine,
+  ProbeLine,
+  RouteName,
+  VectorAnswer,
+} from './protocol.ts'
 import type { Held } from './registry.ts'
 
 /** Answers a request on a model with one JSON value. */
@@ -45,6 +56,7 @@ export const linesRoutes = [
   writing<'generate', GenerateLine>('generate', writeStories),
   writing<'patch', PatchLine>('patch', writePatch),
   writing<'probe', ProbeLine>('probe', writeProbe),
+  writing<'contexts', ContextsLine>('contexts', writeContexts),
 ]
 
 async function vectorAnswer(held: Held, body: BodyOf<'vector'>): Promise<VectorAnswer> {

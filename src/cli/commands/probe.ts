@@ -43,7 +43,7 @@ interface Options {
 const kinds = Object.entries(probeKinds).map(([name, { doc }]) => `${name} (${doc.replace(/\.$/, '')})`)
 
 const options: readonly OptionRow[] = [
-  { flags: '--data <table>', doc: 'labelled texts: .csv or .tsv with a header, perhaps .gz', required: true },
+  { flags: '--data <table>', doc: 'labelled texts: .csv or .tsv with a header, or .jsonl, perhaps .gz', required: true },
   { flags: '--text <name>', doc: 'column of the text (default: text, sentence, prompt or statement)' },
   { flags: '--label <name>', doc: 'column of the label (default: label, target or class)' },
   { flags: '--group <name>', doc: 'column of the source; its examples are never on both sides of a fold (default: equal texts)' },

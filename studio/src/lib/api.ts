@@ -1,5 +1,5 @@
 /** @file Speaking with the server: JSON, lines of JSON as they come, binary values; failures as the library's sentences. */
-import type { ErrorAnswer, HealthAnswer, ModelsAnswer, RequestOf, RouteName } from '../../../src/server/protocol.ts'
+import type { CapturesAnswer, ErrorAnswer, HealthAnswer, ModelsAnswer, RequestOf, RouteName } from '../../../src/server/protocol.ts'
 
 /** A failure that the server told: its sentence is for the reader. */
 export class ApiError extends Error {
@@ -60,6 +60,11 @@ export async function health(): Promise<HealthAnswer> {
 /** Models on this machine. */
 export async function models(): Promise<ModelsAnswer> {
   return (await (await checked(await reach('models', {}))).json()) as ModelsAnswer
+}
+
+/** Captures of this machine. */
+export async function captures(): Promise<CapturesAnswer> {
+  return (await (await checked(await reach('captures', {}))).json()) as CapturesAnswer
 }
 
 /** Posts a body and returns the JSON answer. */

@@ -1,6 +1,6 @@
 /** @file "Copy as code" for patching and attribution. */
-import type { EditData } from '../../../src/server/protocol.ts'
-import type { PairState } from '../rooms/states.ts'
+import type { EditData, VectorRecipe } from '../../../src/server/protocol.ts'
+import type { PairState, RoomStates } from '../rooms/states.ts'
 import { type Code, editsNote, editsOption, input, modelName, quoted, Script, shell } from './code.ts'
 import { metrics } from './pair.svelte.ts'
 
@@ -123,5 +123,75 @@ export function componentsCode(s: PairSubject): Code {
   return {
     library: String(script),
     command: `# the parts are made by the library; the command line gives the metric and its attribution to sites\nactlens attribute ${pairFlags(s)} --sites 'z.*'${editsOption(s.edits)} --out heads.safetensors`,
+  }
+}
+
+/** Code of a probing study. */
+export function probeCode(
+  s: { readonly model: string; readonly edits: readonly EditData[] },
+  { kind, position, site, data }: RoomStates['probe'],
+): Code {
+  const script = new Script(s.model)
+  const model = script.edited(s.edits)
+  const file = /^\uFEFF?\s*\{/.test(data) ? 'texts.jsonl' : data.split('\n', 1)[0]?.includes('\t') ? 'texts.tsv' : 'texts.csv'
+  script.lines.push(
+    `const table = tableOf(readFileSync('${file}', 'utf8'), '${file}')`,
+    `const { sites } = await probe(${model}, {`,
+    "  texts: columnOf(table, undefined, usualColumns.text, 'text').values,",
+    "  labels: columnOf(table, undefined, usualColumns.label, 'label').values,",
+    `  site: '${site}.*',`,
+    `  kind: '${kind}',`,
+    `  position: '${position}',`,
+    '})',
+    'for (const { site, scores, controls } of sites) console.log(site, scores, controls)',
+  )
+  return {
+    library: `import { readFileSync } from 'node:fs'\nimport { columnOf, probe, tableOf, usualColumns } from 'actlens/probe'\n${String(script)}`,
+    command: `${editsNote(s.edits)}# ${file}: the labelled texts of this view\nactlens probe ${shell(modelName(s.model))} --data ${file} --site '${site}.*' --kind ${kind} --position ${position}${editsOption(s.edits)} --out probes.safetensors`,
+  }
+}
+
+/** Code of a capture. */
+export function captureCode(
+  s: { readonly model: string; readonly edits: readonly EditData[] },
+  sites: string,
+  dtype: string,
+  file: string,
+): Code {
+  const script = new Script(s.model)
+  script.imports.add('capture')
+  const model = script.edited(s.edits)
+  script.lines.push(
+    `const { manifest } = await capture(${model}, { data: { path: ${quoted(file)} }, sites: ${quoted(sites)}, dtype: ${quoted(dtype)}, out: 'activations' })`,
+    'console.log(manifest.tokens, manifest.shards)',
+  )
+  return {
+    library: String(script),
+    command: `${editsNote(s.edits)}actlens capture ${shell(modelName(s.model))} --data ${shell(file)} --sites ${shell(sites)} --dtype ${dtype}${editsOption(s.edits)} --out activations`,
+  }
+}
+
+/** Code of a search for contexts. */
+export function contextsCode(
+  s: { readonly model: string; readonly edits: readonly EditData[] },
+  site: string,
+  along: number | VectorRecipe,
+  file: string,
+): Code {
+  const script = new Script(s.model)
+  script.imports.add('activationStatistics')
+  const probing = typeof along === 'number' ? `neuron: ${along}` : `vector: ${script.vector(along)}`
+  const model = script.edited(s.edits)
+  script.lines.push(
+    `const found = await activationStatistics(${model}, {`,
+    `  data: { path: ${quoted(file)} },`,
+    `  sites: ${quoted(site)},`,
+    `  contexts: { ${quoted(site)}: [{ name: 'asked', ${probing} }] },`,
+    '})',
+    `console.log(found.get(${quoted(site)}).contexts.get('asked'))`,
+  )
+  return {
+    library: String(script),
+    command: `# the activations from which the strongest contexts are taken\n${captureCode(s, site, 'f32', file).command}`,
   }
 }

@@ -1,8 +1,10 @@
 /** @file The rooms of the studio; a new one is a row here, a row in `states.ts` for what its link carries, and a folder beside. */
 import type { Component } from 'svelte'
 import Attribute from './attribute/Attribute.svelte'
+import Capture from './capture/Capture.svelte'
 import Look from './look/Look.svelte'
 import Patch from './patch/Patch.svelte'
+import Probe from './probe/Probe.svelte'
 
 /** One room. */
 export interface Room {
@@ -24,4 +26,16 @@ export const rooms: readonly Room[] = [
     component: Patch,
   },
   { slug: 'attribute', title: 'Attribute', about: 'Which tokens and which parts of the model an answer comes from.', component: Attribute },
+  {
+    slug: 'probe',
+    title: 'Probe',
+    about: 'Train a read-out on labelled texts, judge it against controls, read it on new text.',
+    component: Probe,
+  },
+  {
+    slug: 'capture',
+    title: 'Capture',
+    about: 'Write activations to disk, and find the texts that a neuron or direction fires on.',
+    component: Capture,
+  },
 ]

@@ -1,5 +1,7 @@
 /** @file What the link of each room carries, as a newcomer finds it; a new room adds its row. Values are texts, numbers and switches. */
 
+import { exampleData } from './probe/example.ts'
+
 /** Two texts that differ in one thing, shared by the rooms that compare them. */
 const pair = {
   clean: 'Tim was very happy and he started to',
@@ -30,6 +32,28 @@ export const usualStates = {
     at: '',
     pin: 0,
   },
+  probe: {
+    data: exampleData,
+    kind: 'mean-difference',
+    position: 'mean',
+    site: 'resid_post',
+    /** The layer whose probe is read; the best one where −1. */
+    layer: -1,
+    text: 'Lily was sad because her ball was gone. Then her friend found it and she was so happy.',
+  },
+  capture: {
+    data: '',
+    /** A file on the server's machine, instead of texts. */
+    path: '',
+    site: 'resid_post',
+    /** One layer, or all where −1. */
+    layer: -1,
+    dtype: 'f16',
+    /** Site and coordinate whose contexts are shown. */
+    at: 'mlp_act.2',
+    neuron: 0,
+    along: 'neuron',
+  },
 }
 
 /** Values that are one of a few. */
@@ -39,6 +63,10 @@ export const stateChoices: Readonly<Record<string, readonly string[]>> = {
   'patch.positions': ['each', 'all'],
   'attribute.show': ['tokens', 'parts', 'paths'],
   'attribute.method': ['gradient', 'integrated'],
+  'capture.dtype': ['f32', 'f16', 'bf16', 'int8'],
+  'capture.along': ['neuron', 'steering'],
+  'probe.position': ['last', 'mean'],
+  'probe.kind': ['logistic', 'mean-difference', 'ridge', 'lda', 'svm', 'regression'],
 }
 
 /** What rooms keep in the link. */
