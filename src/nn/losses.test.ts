@@ -1,6 +1,21 @@
 import { describe, expect, it } from 'vitest'
 import { ShapeError } from '../base/errors.ts'
-import { constant, differentiate, evaluate, flip, input, sigmoid, type Tensor } from '../tensor/index.ts'
+import {
+  constant,
+  differentiate,
+  evaluate,
+  flip,
+  gatherElements,
+  input,
+  logSumExp,
+  matmul,
+  SessionCache,
+  sigmoid,
+  squeeze,
+  sub,
+  type Tensor,
+  unsqueeze,
+} from '../tensor/index.ts'
 import {
   binaryCrossEntropy,
   contrastive,
@@ -56,5 +71,36 @@ describe('losses', () => {
 
   it('refuse targets that do not fit', () => {
     expect(() => crossEntropy(input('x', 'float32', [4, 6]), input('t', 'int64', [4, 6]))).toThrow(ShapeError)
+  })
+})
+
+describe('cross-entropy of a large vocabulary', () => {
+  const [classes, width] = [9000, 8]
+  const wave = (n: number, f: number) => Float32Array.from({ length: n }, (_, i) => Math.sin(i * f) * 1.5)
+  const table = { dtype: 'float32' as const, shape: [classes, width], data: wave(classes * width, 1.37) }
+  it.each([
+    ['of known length', [3, 5, width]],
+    ['of symbolic length', ['batch', 'pos', width]],
+  ] as const)('has the value and the gradients of its definition, %s', async (_, shape) => {
+    const x = { dtype: 'float32' as const, shape: [3, 5, width], data: wave(120, 0.7) }
+    const ids = { dtype: 'int64' as const, shape: [3, 5], data: BigInt64Array.from({ length: 15 }, (_, i) => BigInt((i * 613) % classes)) }
+    const run = async (loss: (x: Tensor, w: Tensor, t: Tensor) => Tensor) => {
+      const [a, w, t] = [input('x', 'float32', shape), input('w', 'float32', [classes, width]), input('t', 'int64', shape.slice(0, 2))]
+      const d = differentiate({ of: loss(a, w, t), at: [a, w] })
+      const outputs = { loss: d.of, x: d.grads[0] as Tensor, w: d.grads[1] as Tensor }
+      return evaluate(outputs, { x, w: table, t: ids }, { device: 'cpu', cache: new SessionCache(1e9), threads: 1 })
+    }
+    const ours = await run((a, w, t) => crossEntropy(matmul(a, w, { transB: true }), t))
+    const plain = (a: Tensor, w: Tensor, t: Tensor) => {
+      const logits = matmul(a, w, { transB: true })
+      return sub(logSumExp(logits, [-1]), squeeze(gatherElements(logits, unsqueeze(t, -1), -1), -1)).mean()
+    }
+    const want = await run(plain)
+    expect(Number(ours.loss.data[0])).toBeCloseTo(Number(want.loss.data[0]), 4)
+    for (const name of ['x', 'w'] as const) {
+      const size = Math.max(...Array.from(want[name].data as Float32Array, Math.abs))
+      const worst = Math.max(...Array.from(ours[name].data as Float32Array, (v, i) => Math.abs(v - Number(want[name].data[i]))))
+      expect(worst / size).toBeLessThan(1e-4)
+    }
   })
 })

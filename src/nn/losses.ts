@@ -9,6 +9,7 @@ import {
   div,
   equal,
   exp,
+  gather,
   gatherElements,
   logSoftmax,
   matmul,
@@ -29,6 +30,8 @@ import {
   unsqueeze,
   where,
 } from '../tensor/index.ts'
+
+import { logSumExpOfProduct, tableProduct } from './large-softmax.ts'
 
 /** Which places count. */
 export interface CountOptions {
@@ -57,8 +60,14 @@ export function crossEntropy(logits: Tensor, targets: Tensor, options: CountOpti
     // Any class will do where nothing counts, as long as there is one.
     classes = where(ignored, mul(targets, 0), targets)
   }
-  const picked = squeeze(gatherElements(logSoftmax(logits), unsqueeze(classes, -1), -1), -1)
-  return meanOver(neg(picked), mask)
+  return meanOver(negativeLogLikelihood(logits, classes), mask)
+}
+
+/** Minus the logarithm of the probability of each class. Of a large vocabulary the logits are never there all at once. */
+function negativeLogLikelihood(logits: Tensor, classes: Tensor): Tensor {
+  const product = tableProduct(logits)
+  if (!product) return neg(squeeze(gatherElements(logSoftmax(logits), unsqueeze(classes, -1), -1), -1))
+  return sub(logSumExpOfProduct(product), sum(mul(product.x, gather(product.table, classes)), [-1]))
 }
 
 /** How often the largest logit [… , class] is at the target […]; no gradient. */
