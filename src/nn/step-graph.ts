@@ -6,14 +6,17 @@ import {
   abs,
   add,
   cast,
+  checkPolicy,
   concat,
   differentiate,
+  differentiateWithin,
   input,
   less,
   minimum,
   mul,
   reciprocal,
   reshape,
+  type SavedPolicy,
   type Shape,
   scan,
   sqrt,
@@ -70,6 +73,11 @@ export interface StepOptions {
   readonly hooks?: Readonly<Record<string, Hook>>
   /** Element type of the forward and backward pass; parameters and states stay float32. */
   readonly compute?: 'float32' | 'float16'
+  /**
+   * What becomes of forward values that the backward pass needs: the parts of the model between its `cut` marks are run one after another, and what lies
+   * between forward and backward pass is kept, computed again, or put on disk. Needs marks; without a policy they mean nothing.
+   */
+  readonly saved?: SavedPolicy
   /** Whether the loss is scaled before the backward pass, and an update with infinite gradients left out. */
   readonly scaled?: boolean
 }
@@ -176,7 +184,11 @@ export function traceStep(options: StepOptions): StepGraph {
   if (unknown.length > 0) throw new UsageError(`The model has no parameter '${unknown[0]}' to change after each step; correct its name.`)
 
   const scale = options.scaled ? input(stepScalars.lossScale, 'float32', []) : undefined
-  const d = differentiate({ of: scale ? mul(loss, scale) : loss, at: trained.map((t) => t.flat) })
+  const wanted = { of: scale ? mul(loss, scale) : loss, at: trained.map((t) => t.flat) }
+  checkPolicy(options.saved)
+  if (options.saved !== undefined && !topological([loss]).some((n) => n.op.name === 'cut'))
+    throw new UsageError('Nothing can be saved by parts, since the model has no marks between its parts; put x = cut(x, i) before block i.')
+  const d = options.saved === undefined ? differentiate(wanted) : differentiateWithin(wanted, options.saved, new Map())
   const watched = Object.fromEntries(Object.entries(metrics).map(([name, t]) => [metricOutput(name), d.map(t)]))
   const reported = { loss: d.map(loss), ...watched }
   const builder = new UpdateBuilder(options, trained, scale)

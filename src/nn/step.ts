@@ -2,7 +2,7 @@
 import { ActlensError, messageOf, RuntimeFailure, UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import { sizeOf } from '../base/types.ts'
-import { Program, type ProgramOptions, SessionCache } from '../tensor/index.ts'
+import { keptLimit, Program, type ProgramOptions, type RunReport, SessionCache } from '../tensor/index.ts'
 import { type ParameterSet, parameterInput } from './parameters.ts'
 import {
   metricOutput,
@@ -54,6 +54,8 @@ export class TrainingStep implements AsyncDisposable {
   private readonly sums: Readonly<Record<string, NDArray<Float32Array>>>
   private readonly scalars: Record<string, NDArray> = {}
   private readonly into: Readonly<Record<string, NDArray>>
+  private readonly keep: number | undefined
+  private lastReport: RunReport | undefined
   private readonly ownCache: SessionCache | undefined
 
   private constructor(
@@ -63,6 +65,7 @@ export class TrainingStep implements AsyncDisposable {
     own: SessionCache | undefined,
   ) {
     this.parameters = options.parameters
+    this.keep = keptLimit(options.saved)
     this.graph = graph
     this.trained = graph.trained
     ;[this.updating, this.looking, this.gathering] = programs
@@ -92,11 +95,19 @@ export class TrainingStep implements AsyncDisposable {
       device: runtime.device ?? 'cpu',
       cache: runtime.cache ?? (own as SessionCache),
       ...(runtime.threads ? { threads: runtime.threads } : {}),
+      // A step holds much at once, and a planned block would be held beside what the first step took.
+      memoryPattern: false,
+      segmented: options.saved !== undefined,
     }
     const updating = await Program.of(graph.update, settings)
     const gathering = graph.gather && (await Program.of(graph.gather, settings))
     const looking = await Program.of(graph.forward, settings)
     return new TrainingStep(options, graph, [updating, looking, gathering], own)
+  }
+
+  /** What the last update or gathering kept between the parts of the model; undefined before the first. */
+  get report(): RunReport | undefined {
+    return this.lastReport
   }
 
   /** Optimiser states and averages, by a key such as `adamw/w/mean`; the arrays are those that the next step writes over. */
@@ -191,7 +202,7 @@ export class TrainingStep implements AsyncDisposable {
     into: Readonly<Record<string, NDArray>>,
   ): Promise<Record<string, NDArray>> {
     try {
-      return await program.run(feeds, { into })
+      return await program.run(feeds, { into, keep: this.keep, onReport: (report) => (this.lastReport = report) })
     } catch (error) {
       // What we refuse ourselves is refused before anything runs.
       if (error instanceof ActlensError) throw error

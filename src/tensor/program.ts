@@ -81,7 +81,10 @@ export class Program<Name extends string = string> {
     const segments: Segment[] = []
     for (const part of partition(nodes, tensors, options.segmentBytes ?? 0)) {
       const model = lower(part.nodes, part.fetched)
-      const key = await hash(model.bytes, `${options.device}/${options.threads ?? 0}${options.prepack === false ? '/unpacked' : ''}`)
+      const key = await hash(
+        model.bytes,
+        [options.device, options.threads ?? 0, options.prepack ?? true, options.memoryPattern ?? true].join('/'),
+      )
       segments.push({ key, model, feeds: model.inputs })
     }
     return new Program(new Map(names.map((n, i) => [n, tensors[i] as Tensor])), segments, inputs, options)
@@ -236,7 +239,7 @@ export function segmentWeights(outputs: readonly Tensor[]): number[] {
 /** Nodes grouped into segments, with the tensors that each must hand out. */
 function partition(nodes: readonly Node[], outputs: readonly Tensor[], bytes: number): { nodes: Node[]; fetched: Tensor[] }[] {
   const segmentOf = segmentsOf(nodes)
-  mergeSegments(segmentOf, bytes)
+  if (bytes > 0) mergeSegments(segmentOf, bytes)
   const isOutput = new Set(outputs)
   // What depends only on inputs and weights is cheap or needed at once: it is repeated in each segment that uses it.
   const floating = (node: Node) => segmentOf.get(node) === segmentFloating

@@ -16,6 +16,8 @@ export interface SessionOptions {
   readonly threads?: number
   /** Whether matrices are laid out anew for speed; a session that is used once or twice is better off without (default true). */
   readonly prepack?: boolean
+  /** Whether the runtime plans one block of memory for a run after it has seen the first, which holds more than is needed at once (default true). */
+  readonly memoryPattern?: boolean
   /** Whether the runtime computes once what depends on weights alone (default); not where it would widen all weights of 16 bits. */
   readonly foldConstants?: boolean
 }
