@@ -1,5 +1,5 @@
 /** @file What running a model needs to know of it, whatever its kind: its stacks, what it reads, how it is traced. One row for each kind. */
-import type { EncoderDecoderSpec, EncoderSpec } from './encoder-spec.ts'
+import type { EncoderDecoderSpec, EncoderSpec, ImagePrefixSpec, PixelInput, TokenInput, TwoTowersSpec } from './encoder-spec.ts'
 import type { DecoderSpec, Linear, ModulePaths, Norm, Stack } from './spec.ts'
 import { inputNames, type TracedModel, type TraceOptions } from './traced.ts'
 import { traceDecoder } from './trunks/decoder.ts'
@@ -7,6 +7,7 @@ import { pixelsName, traceEncoder } from './trunks/encoder.ts'
 import { sourceNames, traceEncoderDecoder } from './trunks/encoder-decoder.ts'
 import { imagePositions } from './trunks/inputs.ts'
 import type { Parameters } from './trunks/parts.ts'
+import { traceImagePrefix, traceTwoTowers } from './trunks/towers.ts'
 import type { ReadSpec } from './weights.ts'
 
 /** The record of a model, by its kind. */
@@ -14,6 +15,8 @@ export type ModelRecord =
   | { readonly kind: 'decoder'; readonly spec: DecoderSpec }
   | { readonly kind: 'encoder'; readonly spec: EncoderSpec }
   | { readonly kind: 'encoder-decoder'; readonly spec: EncoderDecoderSpec }
+  | { readonly kind: 'two-towers'; readonly spec: TwoTowersSpec }
+  | { readonly kind: 'image-prefix'; readonly spec: ImagePrefixSpec }
 
 /** Names of the sequences that models read: what they write or encode, what an encoder reads for a decoder, the patches of an image. */
 export type SequenceName = 'text' | 'source' | 'image'
@@ -31,6 +34,8 @@ export interface StackView extends Stack {
   readonly prefix?: string
   /** The sequence that its positions belong to. */
   readonly sequence?: SequenceName
+  /** Sites that the model has once and in this stack, besides those that every stack can have. */
+  readonly extras?: readonly string[]
 }
 
 /** A sequence of tokens: the names of its tensors for the caller, and of the inputs that are fed. */
@@ -44,6 +49,8 @@ export interface TokenSequence {
   readonly inputs: Readonly<Record<keyof typeof inputNames, string>>
   /** Ids of the only row where the caller gives none. */
   readonly start?: readonly number[]
+  /** The token in whose places the positions of another sequence are put, and how many each row of that one has. */
+  readonly image?: { readonly token: number; readonly positions: number }
 }
 
 /** An image as a sequence of patches. */
@@ -55,6 +62,8 @@ export interface PixelSequence {
   /** [channel, row, column] */
   readonly shape: readonly [number, number, number]
   readonly positions: number
+  /** Its rows are counted apart from those of the first sequence. */
+  readonly apart?: true
 }
 
 /** What a model reads. */
@@ -94,6 +103,14 @@ const text = (vocab: number): TokenSequence => ({
   inputs: inputNames,
 })
 
+const image = (input: PixelInput): PixelSequence => ({
+  kind: 'pixels',
+  name: 'image',
+  pixels: pixelsName,
+  shape: [input.channels, input.image, input.image],
+  positions: imagePositions(input),
+})
+
 const learned = (positions: StackView['positions']) => {
   const { kind, count } = positions as { kind: string; count?: number }
   return kind === 'learned' && count !== undefined ? { learnedPositions: count } : {}
@@ -124,13 +141,7 @@ function ofEncoder(spec: EncoderSpec): Omit<Architecture, 'kind'> {
           ...text(input.vocab),
           tensors: { ...text(input.vocab).tensors, ...(input.types ? { types: 'token_type_ids' } : {}) },
         }
-      : {
-          kind: 'pixels',
-          name: 'image',
-          pixels: pixelsName,
-          shape: [input.channels, input.image, input.image],
-          positions: imagePositions(input),
-        }
+      : image(input)
   return {
     family: spec.family,
     read: spec,
@@ -186,11 +197,54 @@ function ofEncoderDecoder(spec: EncoderDecoderSpec): Omit<Architecture, 'kind'> 
   }
 }
 
+function ofTwoTowers(spec: TwoTowersSpec): Omit<Architecture, 'kind'> {
+  const { family } = spec
+  const vocab = (spec.text.input as TokenInput).vocab
+  return {
+    family,
+    read: spec,
+    stacks: [
+      { ...spec.text, vocab, prefix: 'text.', sequence: 'text', extras: ['text_embeds'] },
+      { ...spec.vision, prefix: 'vision.', sequence: 'image', extras: ['image_embeds', 'logits_per_image'] },
+    ],
+    sequences: [text(vocab), { ...image(spec.vision.input as PixelInput), apart: true }],
+    maxPositions: spec.text.maxPositions,
+    ...learned(spec.text.positions),
+    outputs: ['text_embeds', 'image_embeds', 'logits_per_image'],
+    once: [],
+    slots: false,
+    rotates: false,
+    trace: (parameters) => traceTwoTowers(spec, parameters),
+  }
+}
+
+function ofImagePrefix(spec: ImagePrefixSpec): Omit<Architecture, 'kind'> {
+  const { family, language, vision, dropped, imageToken } = spec
+  const writer: StackView = { ...language, sequence: 'text', extras: ['image_features'] }
+  const pixels = image(vision.input as PixelInput)
+  return {
+    ...ofDecoder(language),
+    family,
+    read: spec,
+    stacks: [{ ...vision, prefix: 'vision.', sequence: 'image' }, writer],
+    sequences: [
+      { ...text(language.vocab), image: { token: imageToken, positions: pixels.positions - dropped } },
+      { ...pixels, apart: true },
+    ],
+    writer,
+    once: ['image_features'],
+    slots: false,
+    trace: (parameters, options) => traceImagePrefix(spec, parameters, options),
+  }
+}
+
 /** How each kind of model is run. */
 const kinds: { readonly [K in ModelRecord['kind']]: (spec: Extract<ModelRecord, { kind: K }>['spec']) => Omit<Architecture, 'kind'> } = {
   decoder: ofDecoder,
   encoder: ofEncoder,
   'encoder-decoder': ofEncoderDecoder,
+  'two-towers': ofTwoTowers,
+  'image-prefix': ofImagePrefix,
 }
 
 /** What running a model needs to know of it. */

@@ -1,5 +1,5 @@
 /** @file What encoders and encoder–decoders are made of, as data: the blocks are those of the decoders' record. */
-import type { Linear, ModulePaths, Norm, Positions, Stack } from './spec.ts'
+import type { Activation, DecoderSpec, Linear, ModulePaths, Norm, Positions, Stack } from './spec.ts'
 
 /** Tokens as they enter a stack. */
 export interface TokenInput {
@@ -86,6 +86,47 @@ export interface EncoderDecoderSpec {
   readonly headScale?: number
   /** Token with which the decoder starts. */
   readonly startToken: number
+  readonly otherNames?: (name: string) => readonly string[]
+  readonly foreign?: readonly string[]
+}
+
+/** A text and a vision encoder whose outputs are compared in a common space (CLIP, arXiv 2103.00020). */
+export interface TwoTowersSpec {
+  /** The `model_type` of its config. */
+  readonly family: string
+  readonly text: EncoderSpec
+  readonly vision: EncoderSpec
+  /** What the names of each tower's parameters begin with. */
+  readonly prefixes: { readonly text: string; readonly vision: string }
+  /** Width of the common space. */
+  readonly width: number
+  /** The position that stands for a text: the first of this token, or the one of the largest id. */
+  readonly pool: { readonly token: number } | 'largest id'
+  /** On the first position of the image. */
+  readonly visionNorm: Norm
+  readonly textProjection: Linear
+  readonly visionProjection: Linear
+  /** Logarithm of the factor on the products. */
+  readonly logitScale: string
+  readonly otherNames?: (name: string) => readonly string[]
+  readonly foreign?: readonly string[]
+}
+
+/** A language model in which features of images take the places of their tokens (LLaVA, arXiv 2304.08485). */
+export interface ImagePrefixSpec {
+  /** The `model_type` of its config. */
+  readonly family: string
+  readonly vision: EncoderSpec
+  readonly language: DecoderSpec
+  /** What the names of each part's parameters begin with. */
+  readonly prefixes: { readonly vision: string; readonly language: string; readonly projector: string }
+  /** Token in whose places features are put. */
+  readonly imageToken: number
+  /** Blocks of the tower after which features are taken. */
+  readonly layer: number
+  /** Positions before the patches that are left out. */
+  readonly dropped: number
+  readonly projector: { readonly first: Linear; readonly second: Linear; readonly activation: Activation }
   readonly otherNames?: (name: string) => readonly string[]
   readonly foreign?: readonly string[]
 }

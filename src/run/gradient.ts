@@ -102,6 +102,8 @@ export async function gradientOf(
   const { architecture } = core
   const { start, saved, signal } = options
   checkInput(batch, architecture, core.options.contextLength)
+  if (typeof request.of !== 'function' && architecture.kind === 'two-towers')
+    throw new UsageError(`'${architecture.family}' gives out products of texts and images; give the loss as a function of the run.`)
   if (typeof request.of !== 'function' && readsLogits(request.of)) needLogits(architecture, `the loss ${request.of.kind}`)
   checkPolicy(saved)
   const specs = request.at === undefined ? [] : Array.isArray(request.at) ? (request.at as readonly TapSpec[]) : [request.at as TapSpec]

@@ -90,16 +90,31 @@ function combined(
     return [s.name, patches(s, pixels.shape[0] as number)]
   })
   const [[, first], ...rest] = layouts as [[SequenceName, Layout], ...[SequenceName, Layout][]]
-  const unequal = rest.find(([, l]) => l.rows.length !== first.rows.length)
+  const apart = a.sequences.filter((s) => s.kind === 'pixels' && s.apart).map((s) => s.name)
+  const unequal = rest.find(([name, l]) => !apart.includes(name) && l.rows.length !== first.rows.length)
   if (unequal)
     throw new UsageError(
       `The batch has ${first.rows.length} rows of one input and ${unequal[1].rows.length} of another; give as many of each.`,
     )
+  checkImageTokens(a, first, Object.fromEntries(rest).image)
   return {
     ...first,
     ...(rest.length > 0 ? { others: Object.fromEntries(rest) } : {}),
     ...(Object.keys(tensors).length > 0 ? { tensors } : {}),
   }
+}
+
+/** Refuses texts with more or fewer tokens of images than the images take. */
+function checkImageTokens(a: Architecture, texts: Layout, images: Layout | undefined): void {
+  const [s] = a.sequences
+  if (s.kind !== 'tokens' || !s.image || !images) return
+  const { token, positions } = s.image
+  const given = texts.rows.reduce((n, r) => n + r.filter((id) => id === token).length, 0)
+  const wanted = images.rows.length * positions
+  if (given !== wanted)
+    throw new UsageError(
+      `The text has ${given} image tokens (id ${token}), but ${images.rows.length} images take ${wanted}; write ${positions} for each image.`,
+    )
 }
 
 function checkPixels(s: PixelSequence, { dtype, shape, data }: NDArray): NDArray {

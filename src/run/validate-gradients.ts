@@ -3,7 +3,7 @@ import { ModelError, messageOf } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import type { Activation } from './batch.ts'
 import type { Model } from './model.ts'
-import { firstRow, type GradientTarget, type Group, NotChecked, type Place, recordedLoss } from './validate-recipes.ts'
+import { firstRows, type GradientTarget, type Group, NotChecked, type Place, recordedLoss } from './validate-recipes.ts'
 
 type Found = Activation | NDArray | NotChecked
 
@@ -25,7 +25,7 @@ async function findAll(model: Model, group: Group, targets: readonly GradientTar
   try {
     const { sites, parameters } = await model.gradient(
       { of: recordedLoss(model), at: named('site'), parameters: named('parameter') },
-      firstRow(group),
+      firstRows(model, group, 1),
     )
     return new Map(targets.map((t) => [keyOf(t), (t.kind === 'site' ? sites : parameters)[t.name] as Found]))
   } catch (error) {

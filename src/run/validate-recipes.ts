@@ -67,7 +67,7 @@ const recipes: readonly (readonly [RegExp, Recipe])[] = [
   [/^grad\.param\.(.+)$/, ({ shape, match }) => parameterGradient(match[1] as string, shape)],
   [/^grad\.(.+)$/, ({ shape, model, match }) => siteGradient(model, match[1] as string, shape)],
   [/^(decoder_input_ids|pixel_values|token_type_ids)$/, () => refuse('is an input of another kind of model')],
-  [/^greedy$/, ({ shape, group }) => greedy(shape, group)],
+  [/^greedy$/, ({ shape, model, group }) => greedy(shape, model, group)],
   [
     /^loss$/,
     ({ model }) => {
@@ -156,16 +156,22 @@ function lastPositions(model: Model, name: string, count: number, shape: readonl
   return { sites: [site], compare: (golden, { values }) => compareLast(values[site] as Activation, golden, Math.max(count, 1)) }
 }
 
-function greedy(shape: readonly number[], { batch }: Group): Computed {
+function greedy(shape: readonly number[], model: Model, group: Group): Computed {
+  const { batch } = group
   const [count, length] = shape
   if (count === undefined || length === undefined || shape.length !== 2 || count > batch.rows.length) refuse('it is not [batch, tokens]')
   const rows = batch.rows.slice(0, count)
   if (rows.some((row, b) => row.some((_, i) => (batch.positions?.[b]?.[i] ?? i) !== i)))
     refuse('its positions do not count from 0, as those of a generation do')
+  // A generation counts positions, and begins a decoder, itself.
+  const own = model.architecture.sequences.flatMap((s) =>
+    s.kind === 'tokens' ? [s.tensors.positions, ...(s.start ? [s.tensors.ids, s.tensors.mask] : [])] : [],
+  )
+  const prompt: ModelTensors = Object.fromEntries(Object.entries(firstRows(model, group, count)).filter(([name]) => !own.includes(name)))
   return {
     sites: [],
     async compare(golden, { model, signal }) {
-      const generation = model.generate({ rows }, { maxNewTokens: length as number, ignoreEos: true, ...(signal ? { signal } : {}) })
+      const generation = model.generate(prompt, { maxNewTokens: length as number, ignoreEos: true, ...(signal ? { signal } : {}) })
       const results = await generation.results()
       throwIfCancelled(signal)
       return compareTokens(
@@ -220,14 +226,24 @@ export interface GradientTarget {
   readonly name: string
 }
 
-/** The first row of a group alone: what recorded losses, and so their gradients, look at. */
-export function firstRow({ tensors }: Group): ModelTensors {
-  const row = ({ dtype, shape, data }: NDArray): NDArray => ({
+/** The first rows of a group, as tensors: what recorded losses and generations look at. Of images, those that belong to these rows. */
+export function firstRows(model: Model, { tensors, batch }: Group, count: number): ModelTensors {
+  const [main, ...others] = model.architecture.sequences
+  const held =
+    main.kind === 'tokens' &&
+    main.image &&
+    batch.rows
+      .slice(0, count)
+      .flat()
+      .filter((id) => id === main.image?.token).length
+  const images = main.kind === 'tokens' && main.image ? (held as number) / main.image.positions : count
+  const pixels = others.flatMap((s) => (s.kind === 'pixels' ? [s.pixels] : []))
+  const rows = ({ dtype, shape, data }: NDArray, n: number): NDArray => ({
     dtype,
-    shape: shape.with(0, 1),
-    data: data.slice(0, data.length / (shape[0] as number)),
+    shape: shape.with(0, n),
+    data: data.slice(0, (n * data.length) / (shape[0] as number)),
   })
-  return Object.fromEntries(Object.entries(tensors).map(([name, array]) => [name, row(array)]))
+  return Object.fromEntries(Object.entries(tensors).map(([name, array]) => [name, rows(array, pixels.includes(name) ? images : count)]))
 }
 
 function siteGradient(model: Model, name: string, shape: readonly number[]): Computed {

@@ -40,7 +40,7 @@ export class SiteResolver {
     for (const stack of stacks)
       for (const row of vocabulary) {
         // Of several stacks, one unembeds.
-        if (row.unique && stacks.length > 1 && !stack.head) continue
+        if (row.unique && stacks.length > 1 && !(row.extra ? stack.extras?.includes(row.name) : stack.head)) continue
         const layers = row.per === 'layer' ? Array.from({ length: stack.layers }, (_, i) => i) : [undefined]
         for (const layer of layers) this.add(siteInfo(stack, row, layer))
       }
@@ -84,7 +84,8 @@ export class SiteResolver {
     }
     const prefixed = this.stacks.find((s) => s.prefix && text.startsWith(s.prefix))
     if (prefixed) return this.within(prefixed, text.slice((prefixed.prefix as string).length), text)
-    if (this.stacks.length === 1) return this.within(this.stacks[0] as StackView, text, text)
+    const plain = this.stacks.find((s) => !s.prefix)
+    if (plain) return this.within(plain, text, text)
     const parts = pattern.exec(text)
     const row = siteRows.get(parts?.[1] ?? '')
     if (row && !/[*{]/.test(text))

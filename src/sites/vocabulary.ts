@@ -21,7 +21,7 @@ import {
 
 export type { SiteSpec } from './absent.ts'
 
-/** Names of axes, as the field uses them; `chosen` counts the experts that a token goes to, `source` the positions of the other stack. */
+/** Names of axes, as the field uses them; `chosen` counts the experts that a token goes to, `source` the positions of the other stack, `images` the images where a batch has others than texts, `d_embed` a space that texts and images share. */
 export type AxisName =
   | 'batch'
   | 'pos'
@@ -35,6 +35,9 @@ export type AxisName =
   | 'expert'
   | 'chosen'
   | 'source'
+  | 'images'
+  | 'patch'
+  | 'd_embed'
   | 'one'
 
 /** What the table knows about a site. */
@@ -44,6 +47,8 @@ export interface SiteRow {
   readonly per: 'layer' | 'model'
   /** There is one in a model of several stacks, too, of that stack which unembeds: its name has no prefix. */
   readonly unique?: true
+  /** Only stacks that name it among their extras have it. */
+  readonly extra?: true
   readonly axes: readonly AxisName[]
   readonly meaning: string
   /** TransformerLens names; `{L}` stands for the layer. The first is the one shown. */
@@ -73,6 +78,21 @@ const residual: readonly AxisName[] = ['batch', 'pos', 'd_model']
 const hidden: readonly AxisName[] = ['batch', 'pos', 'd_mlp']
 const scores: readonly AxisName[] = ['batch', 'head', 'pos', 'key']
 const scalePerToken: readonly AxisName[] = ['batch', 'pos', 'one']
+
+/** Rows of sites that only some models have, once each. */
+function extras(rows: readonly (readonly [name: string, axes: readonly AxisName[], meaning: string])[]): SiteRow[] {
+  return rows.map(([name, axes, meaning]) => ({
+    name,
+    per: 'model',
+    unique: true,
+    extra: true,
+    axes,
+    meaning,
+    transformerLens: [],
+    huggingFace: none,
+    absent: (s) => (s.extras?.includes(name) ? undefined : `'${s.family}' does not bring texts and images together in this way`),
+  }))
+}
 
 /** The rows, in the order in which a forward pass meets them. */
 export const vocabulary: readonly SiteRow[] = [
@@ -531,6 +551,16 @@ export const vocabulary: readonly SiteRow[] = [
     huggingFace: none,
     absent: (s) => (s.head ? `'${s.family}' unembeds its last residual stream; read final_norm or logits` : undefined),
   },
+  ...extras([
+    [
+      'image_features',
+      ['images', 'patch', 'd_model'],
+      'Features of images, as the language model gets them in the places of their tokens.',
+    ],
+    ['text_embeds', ['batch', 'd_embed'], 'Texts in the space that they share with images, of length one.'],
+    ['image_embeds', ['images', 'd_embed'], 'Images in the space that they share with texts, of length one.'],
+    ['logits_per_image', ['images', 'batch'], 'Scaled products of every image with every text.'],
+  ]),
   {
     name: 'logits_pre',
     per: 'model',
@@ -558,7 +588,7 @@ export const siteRows: ReadonlyMap<string, SiteRow> = new Map(vocabulary.map((ro
 
 /** The row of a canonical site (`resid_post.3` → the row of `resid_post`). */
 export function rowOf(site: string): SiteRow | undefined {
-  return siteRows.get(site.replace(/^(encoder|decoder)\./, '').split('.')[0] as string)
+  return siteRows.get(site.replace(/^(encoder|decoder|text|vision)\./, '').split('.')[0] as string)
 }
 
 /** The table of sites for the docs, in Markdown. */

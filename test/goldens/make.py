@@ -15,7 +15,7 @@ Values are compared where the mask is one.
 import json, os, sys
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 VOCAB, WIDTH, LAYERS, HEADS, HIDDEN, CONTEXT = 47, 24, 2, 3, 40, 40
 ids = dict(vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -112,6 +112,13 @@ ENCODERS = {
     't5': ('t5', t5),
     't5-gated': ('t5', dict(t5, feed_forward_proj='gated-gelu', tie_word_embeddings=False)),
     'vit': ('vit', image),
+}
+# Also: vision.resid_post.L, and of CLIP text.resid_post.L, text_embeds, image_embeds, logits_per_image.
+PAIRS = {
+    'clip': ('clip', dict(text_config=dict(neo), vision_config=dict(image), projection_dim=16)),
+    'llava': ('llava', dict(text_config=dict(llama, model_type='llama'), vision_config=dict(image, model_type='clip_vision_model', projection_dim=16), image_token_index=VOCAB - 1, image_seq_length=4)),
+    'llava-siglip': ('llava', dict(text_config=dict(llama, model_type='llama'), vision_config=dict(image, model_type='siglip_vision_model'), image_token_index=VOCAB - 1, image_seq_length=4,
+                                   vision_feature_layer=-1, vision_feature_select_strategy='full')),
 }
 # Families whose code is not part of transformers: the same numbers under another config.
 RENAMED = {'minicpm': dict(model_type='minicpm', scale_emb=3.0, scale_depth=.5 * LAYERS**.5, dim_model_base=WIDTH // 2)}
@@ -236,5 +243,34 @@ def make_encoder(name):
     finish(name, folder, out)
 
 
+@torch.no_grad()
+def make_pair(name):
+    kind, settings = PAIRS[name]
+    two = kind == 'clip'
+    model = start(name, kind, settings, AutoModel if two else AutoModelForImageTextToText, 'eager')
+    folder = save(model, name)
+    feed = prompts(0)
+    feed['pixel_values'] = torch.randn(2, 3, 16, 16)
+    if not two:
+        # Four patches an image, in the first and the last row.
+        feed['input_ids'] = feed['input_ids'].clamp(max=VOCAB - 2)
+        feed['input_ids'][0, 2:6] = feed['input_ids'][2, 5:9] = VOCAB - 1
+    if two: feed['position_ids'] = torch.arange(12).repeat(3, 1)
+    out = dict(feed)
+    stacks = {'text.': find(model, ['text_model.encoder.layers', 'text_model.layers']), 'vision.': find(model, ['vision_model.encoder.layers', 'vision_model.layers'])} if two else {
+        '': find(model, ['model.language_model.layers']), 'vision.': find(model, ['model.vision_tower.vision_model.encoder.layers', 'model.vision_tower.encoder.layers'])}
+    hooks = [block.register_forward_hook(keep(out, f'{prefix}resid_post.{layer}')) for prefix, blocks in stacks.items() for layer, block in enumerate(blocks)]
+    result = model(**feed)
+    for h in hooks: h.remove()
+    if two:
+        for n in ('text_embeds', 'image_embeds', 'logits_per_image'): out[n] = result[n]
+    else:
+        out['logits'] = result.logits
+        row = feed['input_ids'][:1]
+        for _ in range(16): row = torch.cat([row, model(input_ids=row, pixel_values=feed['pixel_values'][:1]).logits[:, -1:].argmax(-1)], 1)
+        out['greedy'] = row[:, 12:]
+    finish(name, folder, out)
+
+
 if __name__ == '__main__':
-    for name in sys.argv[1:] or [*FAMILIES, *ENCODERS]: (make if name in FAMILIES else make_encoder)(name)
+    for name in sys.argv[1:] or [*FAMILIES, *ENCODERS, *PAIRS]: (make if name in FAMILIES else make_encoder if name in ENCODERS else make_pair)(name)

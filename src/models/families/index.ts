@@ -2,9 +2,10 @@
 import { ModelError } from '../../base/errors.ts'
 import type { ModelRecord } from '../architecture.ts'
 import { type Config, ConfigReader } from '../config.ts'
-import type { EncoderDecoderSpec, EncoderSpec } from '../encoder-spec.ts'
+import type { EncoderDecoderSpec, EncoderSpec, ImagePrefixSpec, TwoTowersSpec } from '../encoder-spec.ts'
 import type { DecoderSpec, Stack } from '../spec.ts'
 import { bloom } from './bloom.ts'
+import { clip } from './clip.ts'
 import { cohere, cohere2 } from './cohere.ts'
 import { declared } from './declared.ts'
 import { encoderDecoderFamilies, encoderFamilies } from './encoders.ts'
@@ -18,6 +19,7 @@ import { granite, graniteMoe, minicpm } from './granite.ts'
 import { grokking } from './grokking.ts'
 import { llama } from './llama.ts'
 import { arcee, ernie45, exaone4, glm, glm4, helium, nemotron, seedOss, smollm3, stablelm, starcoder2 } from './llama-kin.ts'
+import { llava } from './llava.ts'
 import { ministral, mistral, mixtral } from './mistral.ts'
 import { mpt } from './mpt.ts'
 import { olmo, olmo2, olmo3 } from './olmo.ts'
@@ -81,6 +83,11 @@ const readers = {
   decoder: { families, stacks: (spec: DecoderSpec) => [spec] },
   encoder: { families: encoderFamilies, stacks: (spec: EncoderSpec) => [spec] },
   'encoder-decoder': { families: encoderDecoderFamilies, stacks: (spec: EncoderDecoderSpec) => [spec.encoder, spec.decoder] },
+  'two-towers': { families: { clip }, stacks: (spec: TwoTowersSpec) => [spec.text, spec.vision] },
+  'image-prefix': {
+    families: { llava: (c: ConfigReader) => llava(c, families, encoderFamilies) },
+    stacks: (spec: ImagePrefixSpec) => [spec.vision, spec.language],
+  },
 } as const
 
 /** The `model_type` of all families. */
@@ -112,7 +119,7 @@ export function recordOf(config: Config, family?: string): ModelRecord {
 /** The record of a decoder, from its config; refuses other kinds of models. */
 export function specOf(config: Config, family?: string): DecoderSpec {
   const { kind, spec } = recordOf(config, family)
-  if (kind !== 'decoder') throw new ModelError(`The family '${spec.family}' is an ${kind}, and this works on decoders only.`)
+  if (kind !== 'decoder') throw new ModelError(`The family '${spec.family}' is of another kind (${kind}), and this works on decoders only.`)
   return spec
 }
 

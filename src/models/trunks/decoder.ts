@@ -1,22 +1,32 @@
 /** @file The trunk of decoder-only language models: reads a record, traces the graph, marks the sites. */
 import { add, attention, cut, gatherRows, input, lookup, mul, type Tensor, tanh, unsqueeze } from '../../tensor/index.ts'
 import type { AttentionSpec, DecoderSpec } from '../spec.ts'
-import { cacheName, inputNames, type TracedModel, type TraceOptions } from '../traced.ts'
+import { cacheName, inputNames, type SiteMarks, type TracedModel, type TraceOptions } from '../traced.ts'
 import { Blocks, type Heads } from './blocks.ts'
 import { type Parameters, Parts } from './parts.ts'
 import { learnedIndex, PositionTables } from './positions.ts'
 
 export type { Parameters } from './parts.ts'
 
+/** What a decoder is traced into where it is a part of a larger model. */
+export interface Surroundings {
+  readonly marks: SiteMarks
+  /** Its first segment. */
+  readonly from: number
+  /** What becomes of the embeddings [batch, pos, d_model] of the ids [batch, pos]. */
+  readonly embed: (x: Tensor, ids: Tensor) => Tensor
+}
+
 /** Traces a decoder-only model. */
-export function traceDecoder(spec: DecoderSpec, parameters: Parameters, options: TraceOptions): TracedModel {
-  return new DecoderTrunk(spec, parameters, options).trace()
+export function traceDecoder(spec: DecoderSpec, parameters: Parameters, options: TraceOptions, around?: Surroundings): TracedModel {
+  return new DecoderTrunk(spec, parameters, options, around).trace()
 }
 
 class DecoderTrunk {
   private readonly spec: DecoderSpec
   private readonly parameters: Parameters
   private readonly options: TraceOptions
+  private readonly around: Surroundings | undefined
   private readonly parts: Parts
   private readonly tables: PositionTables
   private readonly slots = input(inputNames.slots, 'int64', ['batch', 'pos'])
@@ -28,11 +38,12 @@ class DecoderTrunk {
   /** Added to the scores of every layer. */
   private readonly bias: Tensor | undefined
 
-  constructor(spec: DecoderSpec, parameters: Parameters, options: TraceOptions) {
+  constructor(spec: DecoderSpec, parameters: Parameters, options: TraceOptions, around: Surroundings | undefined) {
+    this.around = around
     this.spec = spec
     this.parameters = parameters
     this.options = options
-    this.parts = new Parts(parameters, { slots: options.slots })
+    this.parts = new Parts(parameters, { slots: options.slots, ...(around ? { marks: around.marks } : {}) })
     this.tables = new PositionTables(parameters, this.total)
     const { positions } = spec
     if (positions.kind === 'alibi') this.bias = this.tables.alibi(positions, options.cache ? 'total' : 'pos')
@@ -45,14 +56,19 @@ class DecoderTrunk {
       parameters,
       stack: spec,
       axes: ['batch', 'pos'],
+      segmentsBefore: this.from,
       attend: (heads, a, site, layer) => this.attend(heads, a, site, layer),
     })
     // The final norm and the unembedding are a segment of their own.
-    let x = cut(blocks.all(this.embed()), spec.layers)
+    let x = cut(blocks.all(this.embed()), this.from + spec.layers)
     if (this.options.lastOnly) x = unsqueeze(gatherRows(x, this.lastIndex), 1)
     if (spec.finalNorm) x = parts.mark('final_norm', parts.norm('final_norm', '', spec.finalNorm, x))
     const logits = this.unembed(x)
     return { logits, sites: parts.marks.sites, inner: parts.marks.inner, caches: this.caches }
+  }
+
+  private get from(): number {
+    return this.around?.from ?? 0
   }
 
   private embed(): Tensor {
@@ -62,7 +78,8 @@ class DecoderTrunk {
     let x = lookup(this.parameters.get(spec.embedding, [spec.vocab, width]), ids)
     if (spec.narrow) x = parts.linear(x, spec.narrow.in, width, spec.dModel)
     if (spec.embeddingScale) x = mul(x, spec.embeddingScale)
-    x = cut(parts.mark('embeddings', x), 0)
+    if (this.around) x = this.around.embed(x, ids)
+    x = cut(parts.mark('embeddings', x), this.from)
     if (spec.positions.kind === 'learned') {
       const { weight, count, offset } = spec.positions
       const table = this.parameters.get(weight, [count + offset, spec.dModel])

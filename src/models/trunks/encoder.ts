@@ -79,20 +79,26 @@ const around = (spec: EncoderSpec, parameters: Parameters, parts: Parts, positio
 /** Traces an encoder; inputs are those of {@link inputNames} for tokens, or {@link pixelsName}. */
 export function traceEncoder(spec: EncoderSpec, parameters: Parameters): TracedModel {
   const parts = new Parts(parameters)
-  const [entering, attend] = spec.input.kind === 'tokens' ? tokens(spec, parameters, parts) : pixels(spec, parameters, parts)
+  const logits = encode(spec, parameters, parts, { rows: 'batch', from: 0 })
+  return { logits, sites: parts.marks.sites, inner: parts.marks.inner, caches: [] }
+}
+
+/** The last states of an encoder. `rows` names the axis of its rows, `from` is its first segment. */
+export function encode(spec: EncoderSpec, parameters: Parameters, parts: Parts, { rows, from }: { rows: string; from: number }): Tensor {
+  const [entering, attend] = spec.input.kind === 'tokens' ? tokens(spec, parameters, parts) : pixels(spec, parameters, parts, rows)
   const blocks = new Blocks({
     parts,
     parameters,
     stack: spec,
-    axes: ['batch', spec.input.kind === 'tokens' ? 'pos' : imagePositions(spec.input)],
+    axes: [rows, spec.input.kind === 'tokens' ? 'pos' : imagePositions(spec.input)],
     attend,
+    segmentsBefore: from,
   })
-  let x = cut(entering, 0)
+  let x = cut(entering, from)
   if (spec.inputNorm) x = parts.norm('embeddings_norm', '', spec.inputNorm, x)
-  x = cut(blocks.all(x), spec.layers)
+  x = cut(blocks.all(x), from + spec.layers)
   if (spec.finalNorm) x = parts.mark('final_norm', parts.norm('final_norm', '', spec.finalNorm, x))
-  const logits = parts.mark('last_hidden_state', x)
-  return { logits, sites: parts.marks.sites, inner: parts.marks.inner, caches: [] }
+  return parts.mark('last_hidden_state', x)
 }
 
 function tokens(spec: EncoderSpec, parameters: Parameters, parts: Parts): [Tensor, Attend] {
@@ -105,8 +111,8 @@ function tokens(spec: EncoderSpec, parameters: Parameters, parts: Parts): [Tenso
   return [x, around(spec, parameters, parts, positions, filled(ids, input(inputNames.lastSlot, 'int32', ['batch'])))]
 }
 
-function pixels(spec: EncoderSpec, parameters: Parameters, parts: Parts): [Tensor, Attend] {
+function pixels(spec: EncoderSpec, parameters: Parameters, parts: Parts, rows: string): [Tensor, Attend] {
   const p = spec.input as PixelInput
-  const image = input(pixelsName, 'float32', ['batch', p.channels, p.image, p.image])
+  const image = input(pixelsName, 'float32', [rows, p.channels, p.image, p.image])
   return [embedPixels(spec, p, image, parameters, parts), everywhere(parts, spec.heads)]
 }

@@ -3,6 +3,7 @@ import {
   add,
   cast,
   concat,
+  type Dim,
   expand,
   gather,
   iota,
@@ -47,17 +48,18 @@ export const imagePositions = (p: PixelInput) =>
 /** Residual stream of an image [batch, channel, row, column], before the norm on it. */
 export function embedPixels(spec: StackSpec, p: PixelInput, pixels: Tensor, parameters: Parameters, parts: Parts): Tensor {
   const { dModel } = spec
+  const images = pixels.shape[0] as Dim
   const side = p.image / p.patch
   const wide = p.channels * p.patch ** 2
   // A patch meets every weight once, so that the convolution is a product of matrices.
-  const cells = reshape(pixels, ['batch', p.channels, side, p.patch, side, p.patch])
-  const rows = reshape(transpose(cells, [0, 2, 4, 1, 3, 5]), ['batch', side * side, wide])
+  const cells = reshape(pixels, [images, p.channels, side, p.patch, side, p.patch])
+  const rows = reshape(transpose(cells, [0, 2, 4, 1, 3, 5]), [images, side * side, wide])
   const kernel = reshape(parameters.get(p.projection.weight, [dModel, p.channels, p.patch, p.patch]), [dModel, wide])
   const product = matmul(rows, kernel, { transB: true })
   const patches = p.projection.bias ? add(product, parameters.get(p.projection.bias, [dModel])) : product
   const learned = (t: LearnedTokens) => {
     const stored = reshape(parameters.get(t.weight, t.shape), [1, t.count, dModel])
-    return expand(stored, ['batch', t.count, dModel], pixels)
+    return expand(stored, [images, t.count, dModel], pixels)
   }
   const x = parts.mark('embeddings', concat([...p.first.map(learned), patches], 1))
   const count = x.shape[1] as number

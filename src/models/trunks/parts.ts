@@ -39,7 +39,8 @@ export interface Parameters {
   readonly contextLength: number
 }
 
-const activations: Readonly<Record<Activation, (x: Tensor) => Tensor>> = {
+/** Activation functions by name. */
+export const activations: Readonly<Record<Activation, (x: Tensor) => Tensor>> = {
   silu,
   relu,
   tanh,
