@@ -1,12 +1,17 @@
-import { describe, expect, it } from 'vitest'
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { describe, expect, it, onTestFinished, vi } from 'vitest'
 import type { NDArray } from '../base/types.ts'
 import type { Config } from '../models/config.ts'
+import { conversionFolder } from '../models/convert.ts'
 import { encodeSafetensors, f16ToF32, f32ToBf16, f32ToF16, fromBytes, openSafetensors } from '../models/formats/index.ts'
 import { blockTensor, type Precision } from '../models/quantised.ts'
 import { add } from '../sites/index.ts'
 import { evaluate, SessionCache } from '../tensor/index.ts'
 import { assemble } from './load.ts'
 import type { Model } from './model.ts'
+import { load } from './open.ts'
 import { tinyGpt2, tinyLlama, tinyTensors } from './testing.ts'
 
 const ids = [3, 17, 42, 5, 60, 8, 11]
@@ -102,6 +107,27 @@ describe.each([
 })
 
 describe('packed weights', () => {
+  it('of a file are those of memory, gradients included', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'actlens-precision-'))
+    vi.stubEnv('ACTLENS_HOME', join(folder, 'home'))
+    onTestFinished(() => {
+      vi.unstubAllEnvs()
+      rmSync(folder, { recursive: true, force: true })
+    })
+    writeFileSync(join(folder, 'config.json'), JSON.stringify(wide))
+    writeFileSync(join(folder, 'model.safetensors'), encodeSafetensors(tensorsOf(wide)))
+    await using memory = await modelOf(wide, tensorsOf(wide), 'q4')
+    // The second load finds the packed file.
+    for (let time = 0; time < 2; time++) {
+      await using model = await load(folder, { threads: 1, precision: 'q4' })
+      expect(readdirSync(conversionFolder())).toHaveLength(1)
+      expect((await model.run({ ids })).logits.data).toEqual((await memory.run({ ids })).logits.data)
+      const request = { of: { kind: 'next-token' }, at: 'resid_post.0' } as const
+      const [g, h] = [await model.gradient(request, { ids }), await memory.gradient(request, { ids })]
+      expect(g.sites['resid_post.0']?.data).toEqual(h.sites['resid_post.0']?.data)
+    }
+  })
+
   it('say what was rounded, and refuse a gradient at a packed matrix by name', async () => {
     await using model = await modelOf(tinyLlama, tensorsOf(tinyLlama), 'q4')
     expect(model.origin.checks).toEqual(

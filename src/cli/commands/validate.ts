@@ -1,5 +1,6 @@
 /** @file `actlens validate`: recorded reference values against ours. */
 import { type TensorCheck, validate } from '../../run/validate.ts'
+import { widening } from '../../run/validate-compare.ts'
 import { defineCommand, modelArgument } from '../command.ts'
 import { exitCodes } from '../io.ts'
 import { withModel } from '../model.ts'
@@ -28,7 +29,11 @@ export const command = defineCommand<{ model: string }, Options>({
         ...(options.file === undefined ? {} : { file: options.file }),
       })
       const { passed, failed, notChecked } = result
-      const counts = `${passed} passed, ${failed} failed, ${notChecked} not checked.\n`
+      const wider =
+        result.precision === 'f32'
+          ? ''
+          : ` Tolerances are ${widening[result.precision]} times those of f32, since this is ${result.precision}.`
+      const counts = `${passed} passed, ${failed} failed, ${notChecked} not checked.${wider}\n`
       return {
         json: { ...result, checks: result.checks.map(jsonOf) },
         text: table(['tensor', 'shape', 'error', 'tolerance', 'result', ''], result.checks.map(lineOf)) + counts,

@@ -1,5 +1,6 @@
 /** @file Products with weights packed to 4 or 8 bits in blocks, each with a scale, perhaps a zero point and an offset. */
 import { ShapeError, UsageError } from '../../base/errors.ts'
+import { bytesOf, sizeOf } from '../../base/types.ts'
 import { need, one } from '../shape.ts'
 import { apply1, defineOp, shown, type Tensor } from '../tensor.ts'
 import { bitAnd, shiftRight } from './bits.ts'
@@ -132,11 +133,7 @@ function asIntegers(packed: Tensor, scales: Tensor, zeros: Tensor | undefined, l
   const inStep = bits === 8 || count % 2 === 0
   if (!bytes || scales.dtype !== 'float32' || k % block !== 0 || !inStep || (zeros && !points)) return undefined
   const dtype = bits === 4 ? 'uint4' : 'uint8'
-  const middle = (): WeightRef => {
-    const data = new Uint8Array((n * count * bits) / 8).fill(bits === 4 ? 0x88 : 0x80)
-    return { name: 'zero points', dtype, shape: [n, count], place: { data, key: `middle/${bits}/${data.byteLength}` } }
-  }
-  return [weight({ ...bytes, dtype, shape: [n, k] }), scales, weight(points ? { ...points, dtype, shape: [n, count] } : middle())]
+  return [weight({ ...bytes, dtype, shape: [n, k] }), scales, ...(points ? [weight({ ...points, dtype, shape: [n, count] })] : [])]
 }
 
 /** The floats by bit operations, for packed values of any origin. */
@@ -157,19 +154,26 @@ function takenApart(packed: Tensor, scales: Tensor, zeros: Tensor | undefined, l
 
 defineOp({
   name: 'dequantize_grouped',
-  doc: '(q − zero point) · scale for integers [n, k] whose scales and zero points [n, k/block] hold for blocks along the last axis.',
+  doc: '(q − zero point) · scale for integers [n, k] whose scales and zero points [n, k/block] hold for blocks along the last axis; without zero points, the middle of the range.',
   infer: (inputs, a) => {
-    const [q, scales, zeros] = [0, 1, 2].map((i) => need('dequantize_grouped', inputs, i)) as [Tensor, Tensor, Tensor]
+    const [q, scales] = [0, 1].map((i) => need('dequantize_grouped', inputs, i)) as [Tensor, Tensor]
+    const zeros = inputs[2]
     const [n, k] = q.shape
     const expected = [n, (k as number) / (a.block as number)]
-    if (q.rank !== 2 || scales.shape.join() !== expected.join() || zeros.shape.join() !== expected.join() || zeros.dtype !== q.dtype)
+    const misfit = zeros && (zeros.shape.join() !== expected.join() || zeros.dtype !== q.dtype)
+    if (q.rank !== 2 || scales.shape.join() !== expected.join() || misfit)
       throw new ShapeError(
         `'dequantize_grouped' of ${shown(q.shape)} in blocks of ${a.block} needs scales and zero points ${shown(expected as number[])}.`,
       )
     return one(scales.dtype, q.shape)
   },
-  lower: (e, [q, scales, zeros], { attrs: a }) =>
-    e.emit('DequantizeLinear', [q as string, scales as string, zeros as string], { axis: 1, block_size: a.block as number }),
+  lower: (e, [q, scales, zeros], { attrs: a, inputs: [integers, factors] }) => {
+    const { dtype } = integers as Tensor
+    const shape = (factors as Tensor).shape as number[]
+    // A constant in the program, since weights in memory cannot stand beside weights in files.
+    const middle = () => e.constant(dtype, shape, new Uint8Array(bytesOf(dtype, sizeOf(shape))).fill(dtype === 'uint4' ? 0x88 : 0x80))
+    return e.emit('DequantizeLinear', [q as string, scales as string, zeros || middle()], { axis: 1, block_size: a.block as number })
+  },
   gradient: frozen('dequantize_grouped'),
 })
 
