@@ -16,7 +16,11 @@ export interface CorpusOptions {
 /** Options that name a corpus. */
 export const corpusOptions: readonly OptionRow[] = [
   { flags: '--text <text>', doc: 'a text, one document', parse: parseText, repeat: true, conflicts: ['data'] },
-  { flags: '--data <file>', doc: 'documents: a text a line, JSONL, CSV, Parquet, or safetensors with input_ids', conflicts: ['text'] },
+  {
+    flags: '--data <file>',
+    doc: 'documents: a text a line, JSONL, CSV, Parquet, safetensors with input_ids, or a folder of images',
+    conflicts: ['text'],
+  },
   { flags: '--field <name>', doc: 'field or column that holds the text (default: text)' },
   {
     flags: '--invalid <how>',

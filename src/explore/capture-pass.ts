@@ -1,7 +1,9 @@
 /** @file One pass of a model over a corpus: rows of tokens, run in batches of like length, given back in the order of the corpus. */
+import { readFile } from 'node:fs/promises'
 import { EditError, throwIfCancelled, UsageError } from '../base/errors.ts'
+import { readFailure } from '../base/files.ts'
 import { sizeOf } from '../base/types.ts'
-import type { Activation, Model, Selection, TapSpec } from '../run/index.ts'
+import type { Activation, Model, ModelInput, Selection, TapSpec } from '../run/index.ts'
 import type { AxisName, SiteInfo, Where } from '../sites/index.ts'
 import { checkWhere, layerAllowed, maskOf, needsMask } from '../sites/where.ts'
 import type { Corpus, CorpusPart } from './corpus.ts'
@@ -76,11 +78,14 @@ export interface PassWindow {
   readonly unfired: readonly string[]
 }
 
-/** A row of tokens and where each came from. */
+/** A row of tokens, or of the positions of an image, and where each came from. */
 export interface PassRow {
+  /** Token ids; −1 for the positions of an image. */
   readonly ids: readonly number[]
   readonly document: readonly number[]
   readonly position: readonly number[]
+  /** Path of the image. */
+  readonly image?: string
 }
 
 /** Bytes of activations that a window may take. */
@@ -153,6 +158,35 @@ function encode(model: Model, { content, first, document }: CorpusPart): readonl
   return content
 }
 
+/** The positions of an image. */
+function imageRow(model: Model, document: number, image: string): PassRow {
+  const sequence = model.architecture.sequences.find((s) => s.kind === 'pixels')
+  if (!sequence)
+    throw new UsageError(`${model.origin.id} reads no images, but the corpus is a folder of them; give texts, or a model of images.`)
+  const n = sequence.positions
+  return {
+    ids: new Array<number>(n).fill(-1),
+    document: new Array<number>(n).fill(document),
+    position: Array.from({ length: n }, (_, i) => i),
+    image,
+  }
+}
+
+/** What the model runs on for some rows; a batch is of one kind, since a corpus is. */
+async function inputOf(rows: readonly PassRow[]): Promise<ModelInput> {
+  const images = rows.flatMap((r) => (r.image === undefined ? [] : [r.image]))
+  if (images.length === 0) return { rows: rows.map((r) => r.ids) }
+  return {
+    images: await Promise.all(
+      images.map((path) =>
+        readFile(path).catch((error: unknown) => {
+          throw readFailure(error, path)
+        }),
+      ),
+    ),
+  }
+}
+
 /** The rows of a corpus from a place on, which must be one where a row begins. */
 export async function* rowsOf(
   model: Model,
@@ -169,6 +203,10 @@ export async function* rowsOf(
   let position = 0
   for await (const part of corpus.parts(from.document)) {
     const { document } = part
+    if (part.image !== undefined) {
+      yield imageRow(model, document, part.image)
+      continue
+    }
     if (part.first) {
       if (plan.packing === 'pad' && row.ids.length > 0) yield take()
       position = 0
@@ -253,7 +291,7 @@ async function runWindow(
     throwIfCancelled(signal)
     const longest = (rows[order[at] as number] as PassRow).ids.length
     const batch = order.slice(at, at + Math.max(1, Math.floor(plan.batchTokens / longest)))
-    const result = await model.run({ rows: batch.map((i) => (rows[i] as PassRow).ids) }, { taps, logits: false })
+    const result = await model.run(await inputOf(batch.map((i) => rows[i] as PassRow)), { taps, logits: false })
     const edits = result.unfired.filter((s) => !s.startsWith('The tap'))
     unfired = unfired ? unfired.filter((s) => edits.includes(s)) : edits
     const values = plan.sites.map(({ site }) => result.taps[site] as Activation)

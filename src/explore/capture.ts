@@ -23,7 +23,7 @@ import {
   writeManifest,
 } from './capture-manifest.ts'
 import { keptOf, type PassPlan, type PassSettings, type PassWindow, passOver, planPass, positive, rowsOf } from './capture-pass.ts'
-import { type Corpus, type CorpusInput, openCorpus } from './corpus.ts'
+import { type Corpus, type CorpusInput, openCorpus, sizeOfPart } from './corpus.ts'
 
 /** How far a capture has come. */
 export interface CaptureProgress extends Progress {
@@ -152,12 +152,18 @@ function shardedPlan(plan: PassPlan, dtype: CaptureDType, wanted: number | undef
 }
 
 async function settingsOf(model: Model, corpus: Corpus, plan: CapturePlan, dtype: CaptureDType): Promise<CaptureSettings> {
-  const { spec, origin, precision } = model
+  const { architecture, origin, precision } = model
   const { scaled, dtype: stored } = captureEncodings[dtype]
   const { sites, where, maxTokens, packing, context, batchTokens, windowTokens, shardTokens } = plan
   const when = where.when && { ...where.when, vector: Array.from(where.when.vector) }
   return {
-    model: { id: origin.id, hash: await origin.hash(), family: spec.family, layers: spec.layers, precision },
+    model: {
+      id: origin.id,
+      hash: await origin.hash(),
+      family: architecture.family,
+      layers: architecture.stacks.reduce((sum, s) => sum + s.layers, 0),
+      precision,
+    },
     data: corpus.facts,
     sites: sites.map(({ site, axes, shape }) => ({
       site,
@@ -200,7 +206,7 @@ async function expectedTokens(model: Model, corpus: Corpus, plan: PassPlan): Pro
     async *parts() {
       for await (const part of corpus.parts()) {
         yield part
-        characters += part.content.length * (typeof part.content === 'string' ? 1 : 4)
+        characters += sizeOfPart(part)
         if (characters >= sampleCharacters || kept >= limit) return
       }
     },

@@ -1,19 +1,20 @@
-/** @file Corpora: lists of texts, files of texts, JSONL, tables (CSV, Parquet) and token ids, read as a stream of documents (Node). */
+/** @file Corpora: lists of texts, files of texts, JSONL, tables (CSV, Parquet), token ids and folders of images, read as a stream of documents (Node). */
 import { createHash } from 'node:crypto'
 import { extname } from 'node:path'
 import { FormatError, throwIfCancelled, UsageError } from '../base/errors.ts'
 import { sizeOrKind } from '../base/files.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import { csvDocuments, type DocumentReader, jsonlDocuments, textDocuments } from './corpus-documents.ts'
+import { imageParts } from './corpus-images.ts'
 import { lines } from './corpus-lines.ts'
 import { parquetDocuments } from './corpus-parquet.ts'
 import { type InvalidPolicy, lenient, sound } from './corpus-text.ts'
 import { tokenFileParts } from './corpus-tokens.ts'
 
 /** Kinds of files that hold a corpus. */
-export type CorpusFormat = 'text' | 'jsonl' | 'csv' | 'tsv' | 'parquet' | 'tokens'
+export type CorpusFormat = 'text' | 'jsonl' | 'csv' | 'tsv' | 'parquet' | 'tokens' | 'images'
 
-/** A file of documents. */
+/** A file of documents, or a folder of images. */
 export interface CorpusFile {
   readonly path: string
   /** Field of JSONL objects, or column of a table, that holds the text or token ids (default `text`, else `input_ids`). */
@@ -36,8 +37,15 @@ export interface CorpusPart {
   readonly document: number
   /** Whether the document begins here. */
   readonly first: boolean
+  /** Empty for an image. */
   readonly content: string | readonly number[]
+  /** Path of an image, where the document is one. */
+  readonly image?: string
 }
+
+/** Size of a part: characters, token ids counted as four each, an image as one. */
+export const sizeOfPart = ({ content, image }: CorpusPart) =>
+  image === undefined ? content.length * (typeof content === 'string' ? 1 : 4) : 1
 
 /** What is known of a corpus after it was read once. */
 export interface CorpusFacts {
@@ -58,7 +66,7 @@ export interface CorpusFacts {
 /** A corpus that was read once and found sound. */
 export interface Corpus {
   readonly facts: CorpusFacts
-  /** Size of all documents: characters, and token ids counted as four each. */
+  /** Size of all documents: characters, token ids counted as four each, images as one. */
   readonly characters: number
   /** The documents from one on, in order; those before it are passed over without being parsed. */
   parts(from?: number): AsyncIterable<CorpusPart>
@@ -85,9 +93,9 @@ export async function openCorpus(input: CorpusInput, options: WorkOptions = {}):
   const count = { skipped: 0, replaced: 0 }
   for await (const part of reader.parts({ from: 0, seen, count })) {
     if (part.first) documents++
-    characters += part.content.length * (typeof part.content === 'string' ? 1 : 4)
+    characters += sizeOfPart(part)
   }
-  if (documents === 0) throw new UsageError(`${reader.name} holds no texts; give at least one.`)
+  if (documents === 0) throw new UsageError(`${reader.name} holds no texts or images; give at least one.`)
   return {
     facts: { ...reader.facts, sha256: hash.digest('hex'), documents, ...count },
     characters,
@@ -126,7 +134,9 @@ function listReader(items: readonly (string | readonly number[])[]): Reader {
 }
 
 /** How each kind of file is read; token ids come in parts of their own. */
-const readers: Readonly<Record<Exclude<CorpusFormat, 'tokens'>, { readonly zipped: boolean; readonly documents: DocumentReader }>> = {
+const readers: Readonly<
+  Record<Exclude<CorpusFormat, 'tokens' | 'images'>, { readonly zipped: boolean; readonly documents: DocumentReader }>
+> = {
   text: { zipped: true, documents: textDocuments },
   jsonl: { zipped: true, documents: jsonlDocuments },
   csv: { zipped: true, documents: csvDocuments(',') },
@@ -134,7 +144,7 @@ const readers: Readonly<Record<Exclude<CorpusFormat, 'tokens'>, { readonly zippe
   parquet: { zipped: false, documents: parquetDocuments },
 }
 
-const extensions: Readonly<Record<string, CorpusFormat>> = {
+const extensions: Readonly<Record<string, Exclude<CorpusFormat, 'images'>>> = {
   '.jsonl': 'jsonl',
   '.ndjson': 'jsonl',
   '.csv': 'csv',
@@ -147,8 +157,14 @@ async function fileReader({ path, field, format, invalid = 'refuse' }: CorpusFil
   const zipped = path.toLowerCase().endsWith('.gz')
   const extension = extname(zipped ? path.slice(0, -3) : path).toLowerCase()
   const size = await sizeOrKind(path)
-  if (size === 'folder')
-    throw new UsageError(`${path} is a folder; give a file of texts: a text a line, JSONL, CSV, Parquet, or token ids in safetensors.`)
+  if (size === 'folder' && (format ?? 'images') === 'images') {
+    if (field !== undefined) throw new UsageError(`${path} is a folder of images, so there is no field '${field}'; leave it out.`)
+    return { name: path, facts: { source: 'images', path, invalid }, parts: ({ from, seen }) => imageParts(path, from, seen) }
+  }
+  if (size === 'folder' || format === 'images')
+    throw new UsageError(
+      `${path} is a ${size === 'folder' ? 'folder' : 'file'}; ${size === 'folder' ? `give a file for the format '${format}'` : 'images come as a folder of files'}.`,
+    )
   if (size === undefined) throw new FormatError(`${path} does not exist or may not be read; check the path.`)
   const known = format ?? extensions[extension]
   if (known === undefined && extension === '.json')

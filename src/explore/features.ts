@@ -91,7 +91,7 @@ export async function captureFeatures(model: Model, options: FeatureOptions): Pr
   const record = {
     format: 'actlens-features-1',
     columns: featureColumns,
-    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.spec.family },
+    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.architecture.family },
     site: one.site,
     data: corpus.facts,
     where: plan.where,

@@ -134,7 +134,7 @@ async function write(context: CommandContext, out: string, tensors: Record<strin
   const { model, edits, places } = of
   const record = {
     format: 'actlens-similarity-1',
-    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.spec.family },
+    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.architecture.family },
     places,
     ...more,
     edits: describeEdits(edits),

@@ -92,7 +92,7 @@ export const command = defineCommand<{ model: string }, Options>({
       if (options.out !== undefined) {
         const record = {
           format: 'actlens-statistics-1',
-          model: { id: model.origin.id, hash: await model.origin.hash(), family: model.spec.family },
+          model: { id: model.origin.id, hash: await model.origin.hash(), family: model.architecture.family },
           rows: Object.fromEntries(all.map((s) => [s.site, s.count])),
           edits: describeEdits(edits),
           precision: model.precision,
