@@ -29,4 +29,5 @@ export {
 } from './sae/recipe.ts'
 export { type LiveOptions, liveRows, memoryRows, type RowStream, storedRows } from './sae/rows.ts'
 export { Sae, type SaeCallOptions, type SaeRuntime, type SparseActs } from './sae/sae.ts'
+export { type SampleOptions, sampleCorpus } from './sae/sample.ts'
 export { type SaeProgress, type TrainedSae, type TrainSaeOptions, trainSae } from './sae/train.ts'

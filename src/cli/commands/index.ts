@@ -20,6 +20,7 @@ export const commandLoaders: Readonly<Record<string, () => Promise<CommandRow>>>
   statistics: () => import('./statistics.ts').then(one),
   similarity: () => import('./similarity.ts').then(one),
   probe: () => import('./probe.ts').then(one),
+  sae: () => import('./sae.ts').then(one),
   paper: () => import('./paper.ts').then(one),
   models: () => import('./models.ts').then(one),
   doctor: () => import('./doctor.ts').then(one),

@@ -154,8 +154,18 @@ export async function liveRows(model: Model, options: LiveOptions): Promise<RowS
     return out
   }
 
-  const shuffled = async (chunk: Chunk, epoch: number, index: number) =>
-    picked(await run(chunk), width, RandomStream.named(seed, `epoch ${epoch} chunk ${index}`).permutation(chunk.count))
+  // The beginning is read several times: for the scale, for the median, for the first step.
+  const made = new Map<string, Promise<Float32Array>>()
+  const shuffled = (chunk: Chunk, epoch: number, index: number): Promise<Float32Array> => {
+    const name = `epoch ${epoch} chunk ${index}`
+    const known = made.get(name)
+    if (known) return known
+    const values = run(chunk).then((all) => picked(all, width, RandomStream.named(seed, name).permutation(chunk.count)))
+    values.catch(() => made.delete(name))
+    for (const old of [...made.keys()].slice(0, -1)) made.delete(old)
+    made.set(name, values)
+    return values
+  }
 
   return {
     width,
@@ -179,8 +189,7 @@ export async function liveRows(model: Model, options: LiveOptions): Promise<RowS
       }
       for await (const chunk of chunks()) {
         const number = index++
-        let made: Promise<Float32Array> | undefined
-        const values = () => (made ??= shuffled(chunk, epoch, number))
+        const values = () => shuffled(chunk, epoch, number)
         const [old, half] = [before ? before.count - Math.floor(before.count / 2) : 0, Math.floor(chunk.count / 2)]
         if (left >= old + half) left -= old + half
         else {
