@@ -2,6 +2,7 @@
 export { type FeatureOptions, readFeatures, type TextFeatures } from './features.ts'
 export { groupsOf, makeFolds } from './folds.ts'
 export { type FitTask, type ProbeKind, probeKinds, type Regularisation } from './kinds.ts'
+export { generateWithProbes, type LiveReading, type LiveStep } from './live.ts'
 export { bootstrap, type Calibration, type Estimate, platt } from './metrics.ts'
 export { type Components, principalComponents } from './pca.ts'
 export { loadProbes, Probe, type ProbeParts, type ProbeRecord, saveProbes } from './probe.ts'
@@ -9,3 +10,4 @@ export { type Features, fitLinear, type LinearFit, type LinearProblem } from './
 export { type ProbeOptions, probe, type SiteResult, type StudyResult } from './study.ts'
 export type { StudySettings } from './study-setup.ts'
 export { columnOf, parseCsv, readTable, type TextTable, tableOf, usualColumns } from './table.ts'
+export { type LabelledTexts, type SiteTransfer, type TransferOptions, type TransferResult, transferMatrix } from './transfer.ts'

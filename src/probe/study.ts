@@ -24,6 +24,8 @@ export interface ProbeOptions extends StudySettings, WorkOptions, Pick<FeatureOp
   readonly groups?: readonly string[]
   /** Is told what was found at each site as soon as it is known; the study goes on when it returns. */
   readonly onSite?: (result: SiteResult) => void | Promise<void>
+  /** What {@link readFeatures} read of these texts, so that they are not run again. */
+  readonly features?: TextFeatures
 }
 
 /** What a study finds at one site. */
@@ -70,7 +72,9 @@ export async function probe(model: Model, options: ProbeOptions): Promise<StudyR
     throw new UsageError(`There are ${texts.length} texts, but ${labels.length} labels; give one for each.`)
   const keys = options.groups ?? texts.map((t) => (typeof t === 'string' ? t : t.join()))
   const study = prepare(labels, keys, options)
-  const features = await readFeatures(model, options)
+  const features = options.features ?? (await readFeatures(model, options))
+  if (features.tokens.length !== texts.length)
+    throw new UsageError(`The features are of ${features.tokens.length} texts, but there are ${texts.length}; read them of these texts.`)
   const edits = describeEdits(model.edits)
   const record = {
     model: { id: model.origin.id, hash: await model.origin.hash(), family: model.architecture.family },

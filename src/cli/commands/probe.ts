@@ -1,15 +1,24 @@
 /** @file `actlens probe`: what can be read off a site, judged against controls. */
+
+import { basename } from 'node:path'
+import { UsageError } from '../../base/errors.ts'
+import type { NDArray } from '../../base/types.ts'
+import { writeSafetensors } from '../../models/formats/index.ts'
 import {
   columnOf,
   type Estimate,
+  type LabelledTexts,
   type ProbeKind,
   probe,
   probeKinds,
   readTable,
   type SiteResult,
   type StudyResult,
+  type StudySettings,
   saveProbes,
   usualColumns,
+  type TransferResult,
+  transferMatrix,
 } from '../../probe/index.ts'
 import type { Position } from '../../steer/index.ts'
 import { defineCommand, integer, modelArgument, number, type OptionRow } from '../command.ts'
@@ -22,6 +31,7 @@ import { position } from './vector.ts'
 
 interface Options {
   readonly data: string
+  readonly transfer?: readonly string[]
   readonly text?: string
   readonly label?: string
   readonly group?: string
@@ -44,6 +54,11 @@ const kinds = Object.entries(probeKinds).map(([name, { doc }]) => `${name} (${do
 
 const options: readonly OptionRow[] = [
   { flags: '--data <table>', doc: 'labelled texts: .csv or .tsv with a header, or .jsonl, perhaps .gz', required: true },
+  {
+    flags: '--transfer <table>',
+    doc: 'a further table of the same columns and classes: probes learned on each table are judged on all',
+    repeat: true,
+  },
   { flags: '--text <name>', doc: 'column of the text (default: text, sentence, prompt or statement)' },
   { flags: '--label <name>', doc: 'column of the label (default: label, target or class)' },
   { flags: '--group <name>', doc: 'column of the source; its examples are never on both sides of a fold (default: equal texts)' },
@@ -75,23 +90,31 @@ export const command = defineCommand<{ model: string }, Options>({
   async run(context, args, options) {
     const sites = options.site.flatMap(splitPatterns)
     if (options.out !== undefined) await checkOutput(options.out)
-    const data = await readTable(options.data)
-    const text = columnOf(data, options.text, usualColumns.text, 'text')
-    const label = columnOf(data, options.label, usualColumns.label, 'label')
-    const group = options.group === undefined ? undefined : columnOf(data, options.group, [], 'source')
-    const first = <T>(values: readonly T[]) => values.slice(0, options.maxExamples)
+    const own = await setOf(options.data, options)
+    const further = await Promise.all((options.transfer ?? []).map((path) => setOf(path, options)))
     return withModel(context, args.model, options, async ({ model }) => {
       const { kind, position, c, l1Ratio, pca, balanced, folds, seed, controls } = options
-      const given = { kind, position, C: c, l1Ratio, pca, balanced, folds, seed, groups: group && first(group.values) }
-      const result = await probe(model, {
-        texts: first(text.values).map(parseText),
-        labels: first(label.values),
+      const given = { kind, position, C: c, l1Ratio, pca, balanced, folds, seed }
+      const settings = {
         site: sites,
         controls,
-        ...(Object.fromEntries(Object.entries(given).filter(([, v]) => v !== undefined)) as Partial<Parameters<typeof probe>[1]>),
+        ...(Object.fromEntries(Object.entries(given).filter(([, v]) => v !== undefined)) as Partial<StudySettings>),
         signal: context.io.signal,
         onProgress: context.onProgress,
-      })
+      }
+      if (further.length > 0) {
+        const all = [own, ...further]
+        const twice = all.find((s, i) => all.findIndex((o) => o.name === s.name) !== i)
+        if (twice) throw new UsageError(`Two tables are called '${twice.name}'; rename one, or give it once.`)
+        const moved = await transferMatrix(model, { ...settings, sets: Object.fromEntries(all.map((s) => [s.name, s.set])) })
+        for (const sentence of moved.warnings) context.warn(sentence)
+        if (options.out !== undefined) await saveTransfer(options.out, moved)
+        return {
+          json: { model: model.origin.id, ...transferJson(moved), ...(options.out === undefined ? {} : { out: options.out }) },
+          text: transferText(moved),
+        }
+      }
+      const result = await probe(model, { ...settings, ...own.set })
       for (const sentence of result.warnings) context.warn(sentence)
       if (options.out !== undefined)
         await saveProbes(
@@ -100,8 +123,8 @@ export const command = defineCommand<{ model: string }, Options>({
         )
       return {
         json: jsonOf(model.origin.id, result, {
-          text: text.name,
-          label: label.name,
+          text: own.text,
+          label: own.label,
           ...(options.out === undefined ? {} : { out: options.out }),
         }),
         text: `${textOf(result)}${options.out === undefined ? '' : `Written to ${options.out}.\n`}`,
@@ -109,6 +132,55 @@ export const command = defineCommand<{ model: string }, Options>({
     })
   },
 })
+
+/** A table as a data set, under the name of its file. */
+async function setOf(path: string, options: Options) {
+  const data = await readTable(path)
+  const text = columnOf(data, options.text, usualColumns.text, 'text')
+  const label = columnOf(data, options.label, usualColumns.label, 'label')
+  const group = options.group === undefined ? undefined : columnOf(data, options.group, [], 'source')
+  const first = <T>(values: readonly T[]) => values.slice(0, options.maxExamples)
+  const set: LabelledTexts = {
+    texts: first(text.values).map(parseText),
+    labels: first(label.values),
+    ...(group ? { groups: first(group.values) } : {}),
+  }
+  return { name: basename(path).replace(/\.(csv|tsv|jsonl)(\.gz)?$/i, ''), text: text.name, label: label.name, set }
+}
+
+/** Scores [learned on, judged on] and cosines of each site, as tensors `SITE.accuracy` and so on. */
+async function saveTransfer(path: string, { sites, sets }: TransferResult): Promise<void> {
+  const tensors = sites.flatMap((s) => [
+    ...Object.entries(s.scores).map(([name, value]) => [`${s.site}.${name}`, value] as const),
+    [`${s.site}.cosines`, s.cosines] as const,
+  ])
+  await writeSafetensors(path, Object.fromEntries(tensors), { actlens: JSON.stringify({ format: 'actlens-transfer-1', sets }) })
+}
+
+const rowsOf = ({ shape, data }: NDArray<Float32Array>) =>
+  Array.from({ length: shape[0] as number }, (_, r) => [...data.subarray(r * (shape[1] as number), (r + 1) * (shape[1] as number))])
+
+function transferJson({ sets, sites, studies }: TransferResult) {
+  return {
+    sets,
+    sites: sites.map((s) => ({
+      site: s.site,
+      ...Object.fromEntries(Object.entries(s.scores).map(([name, value]) => [name, rowsOf(value)])),
+      cosines: rowsOf(s.cosines),
+      controls: Object.fromEntries(sets.map((n) => [n, studies[n]?.sites.find((o) => o.site === s.site)?.controls])),
+    })),
+  }
+}
+
+function transferText({ sets, sites }: TransferResult): string {
+  return sites
+    .map(({ site, scores }) => {
+      const [name, matrix] = Object.entries(scores)[0] as [string, NDArray<Float32Array>]
+      const rows = rowsOf(matrix).map((r, i) => [sets[i] as string, ...r.map((v) => v.toFixed(3))])
+      return `${name} at ${site}: learned on the row, judged on the column (on the diagonal, on held-out texts)\n${table(['', ...sets], rows)}`
+    })
+    .join('\n')
+}
 
 function jsonOf(model: string, result: StudyResult, facts: object) {
   const { sites, ...rest } = result
