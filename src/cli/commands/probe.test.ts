@@ -25,6 +25,24 @@ beforeAll(async () => {
 afterAll(() => rm(home, { recursive: true, force: true }))
 
 describe('probe', () => {
+  it('judges probes of each table on all', async () => {
+    await writeFile(at('other.csv'), await readFile(at('data.csv')))
+    const out = at('transfer.safetensors')
+    const more = ['--site', 'embeddings', '--transfer', at('other.csv'), '--no-controls', '--c', '1']
+    const ran = await cli(['probe', at('words'), '--data', at('data.csv'), ...more, '--out', out, '--json'])
+    expect(ran.code).toBe(0)
+    const { sets, sites } = JSON.parse(ran.stdout)
+    expect(sets).toEqual(['data', 'other'])
+    // The sets are equal, so what was learned on one fits the other as well as itself.
+    expect(sites[0].accuracy[0][1]).toBeCloseTo(sites[0].accuracy[1][0], 6)
+    expect(sites[0].accuracy[0][1]).toBeGreaterThanOrEqual(sites[0].accuracy[0][0])
+    expect(decodeSafetensors(await readFile(out)).tensors['embeddings.accuracy']?.shape).toEqual([2, 2])
+    const twice = await cli(['probe', at('words'), '--data', at('data.csv'), '--site', 'embeddings', '--transfer', at('data.csv')])
+    expect([twice.code, twice.stderr]).toEqual([2, expect.stringMatching(/Two tables are called 'data'/)])
+    await rm(out)
+    await rm(at('other.csv'))
+  })
+
   it('tells accuracy, AUROC, intervals and controls for each site, and writes the probes', async () => {
     const out = at('probes.safetensors')
     const ran = await cli(['probe', at('words'), '--data', at('data.csv'), '--site', 'embeddings,resid_post.*', '--out', out, '--json'])
