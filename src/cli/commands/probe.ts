@@ -16,9 +16,9 @@ import {
   type StudyResult,
   type StudySettings,
   saveProbes,
-  usualColumns,
   type TransferResult,
   transferMatrix,
+  usualColumns,
 } from '../../probe/index.ts'
 import type { Position } from '../../steer/index.ts'
 import { defineCommand, integer, modelArgument, number, type OptionRow } from '../command.ts'
