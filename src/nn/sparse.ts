@@ -6,12 +6,14 @@ import {
   expand,
   gather,
   matmul,
+  neg,
   reshape,
   scalar,
   scan,
   scatterElements,
   squeeze,
   sub,
+  sum,
   type Tensor,
   unsqueeze,
 } from '../tensor/index.ts'
@@ -65,15 +67,30 @@ export function sparseDecode(values: Tensor, indices: Tensor, decoder: Tensor): 
   return decode(values, indices, decoder)
 }
 
+const encodeWith = customGradient({
+  forward: (x, encoder, bias, centre) => {
+    const [input, w, b, c] = [x, encoder, bias, centre] as [Tensor, Tensor, Tensor, Tensor]
+    return add(matmul(sub(input, c), w), b)
+  },
+  backward: (g, [x, encoder, , centre]) => {
+    const [input, w, c] = [x, encoder, centre] as [Tensor, Tensor, Tensor]
+    const total = sum(g, [0])
+    return [
+      matmul(g, w, { transB: true }),
+      matmul(sub(input, c), g, { transA: true }),
+      total,
+      neg(squeeze(matmul(unsqueeze(total, 0), w, { transB: true }), 0)),
+    ]
+  },
+})
+
 /**
- * Pre-activations (x − b_dec)·W_enc + b_enc of an autoencoder, [n, feature], written so that the gradient of b_dec [width] costs a
- * product with one vector instead of one with the whole batch.
+ * Pre-activations (x − b_dec)·W_enc + b_enc of an autoencoder for x [n, width]: [n, feature]. The gradient of b_dec [width] costs a product with one
+ * vector instead of one with the whole batch.
  */
 export function encode(
   x: Tensor,
   weights: { readonly encoder: Tensor; readonly encoderBias: Tensor; readonly decoderBias: Tensor },
 ): Tensor {
-  const { encoder, encoderBias, decoderBias } = weights
-  const shift = squeeze(matmul(unsqueeze(decoderBias, 0), encoder), 0)
-  return add(matmul(x, encoder), sub(encoderBias, shift))
+  return encodeWith(x, weights.encoder, weights.encoderBias, weights.decoderBias)
 }
