@@ -133,7 +133,7 @@ export async function trainSae(options: TrainSaeOptions): Promise<TrainedSae> {
     options.onStep?.(last)
     if (done.step % every === 0 || done.step === steps) curve.push(last)
     onProgress?.({
-      task: `training (loss ${last.loss.toPrecision(4)}, FVU ${last.fvu.toFixed(3)}, L0 ${last.l0.toFixed(1)}, ${last.dead} dead)`,
+      task: 'training the autoencoder',
       done: done.step,
       total: steps,
       unit: 'steps',
