@@ -15,6 +15,7 @@ const one = (module: { readonly paper: Paper }): Paper => module.paper
 
 /** Loaders of the papers by slug; each is loaded when it is asked for. */
 export const paperLoaders: Readonly<Record<string, () => Promise<Paper>>> = {
+  'bias-steering': () => import('./bias-steering.ts').then(one),
   east: () => import('./east.ts').then(one),
   lineas: () => import('./lineas.ts').then(one),
   'reasoning-control-vectors': () => import('./reasoning-control-vectors.ts').then(one),

@@ -2,6 +2,7 @@
 export { type FeatureOptions, readFeatures, type TextFeatures } from './features.ts'
 export { groupsOf, makeFolds } from './folds.ts'
 export { type FitTask, type ProbeKind, probeKinds, type Regularisation } from './kinds.ts'
+export { type LexicalAudit, type LexicalOptions, type LexicalView, lexicalAudit } from './lexical.ts'
 export { generateWithProbes, type LiveReading, type LiveStep } from './live.ts'
 export { bootstrap, type Calibration, type Estimate, platt } from './metrics.ts'
 export { NeuralProbe, type NeuralProbeKind, type NeuralProbeOptions, type NeuralProbeResult, neuralKinds, neuralProbe } from './neural.ts'

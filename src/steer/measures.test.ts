@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
 import { tinyModel } from '../run/testing.ts'
 import { add } from '../sites/index.ts'
-import { distinct, divergence, longestRun, perplexity, repetition, tokenLosses } from './measures.ts'
+import { candidateScores, distinct, divergence, longestRun, perplexity, repetition, tokenLosses } from './measures.ts'
 
 const rows = [
   [3, 4, 5, 6, 7],
@@ -44,6 +44,19 @@ test('losses, perplexity and divergence are those of the logits, whatever the pa
   expect(last.klByToken.map((k) => k[0])).toEqual(all.klByToken.map((k) => expect.closeTo(k.at(-1) as number, 5)))
   expect((await divergence(model, model, { rows })).kl).toBe(0)
   await expect(tokenLosses(model, { ids: [1] })).rejects.toThrow(/one token/)
+  await model.dispose()
+})
+
+test('scores of candidates are the logits after each text, and their share of the probability', async () => {
+  const model = await tinyModel()
+  const { logits } = await model.run({ rows })
+  const found = await candidateScores(model, { rows }, [7, 2], { batchTokens: 5 })
+  for (const [r] of rows.entries()) {
+    const all = logProbabilities(logits.at(r, -1))
+    expect([...(found.logits[r] as Float32Array)]).toEqual([7, 2].map((i) => expect.closeTo(logits.at(r, -1)[i] as number, 5)))
+    expect(found.logMass[r]).toBeCloseTo(Math.log(Math.exp(all[7] as number) + Math.exp(all[2] as number)), 5)
+  }
+  await expect(candidateScores(model, { rows }, [61])).rejects.toThrow(/no token 61/)
   await model.dispose()
 })
 

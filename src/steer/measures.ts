@@ -181,7 +181,7 @@ export async function candidateScores(
     const { logits } = edited.graph({ taps: [], lastOnly: true })
     const last = squeeze(logits, 1)
     const chosen = gather(last, input(candidatesInput, 'int64', ['candidates']), 1)
-    return { chosen, mass: sub(logSumExp(chosen), logSumExp(last)) }
+    return { chosen, mass: sub(logSumExp(chosen, [-1]), logSumExp(last, [-1])) }
   })
   const ids: NDArray = { dtype: 'int64', shape: [candidates.length], data: BigInt64Array.from(candidates, BigInt) }
   const logits = new Array<Float32Array>(rows.length)

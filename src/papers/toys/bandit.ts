@@ -2,6 +2,7 @@
 import type { Config } from '../../models/config.ts'
 import type { RandomStream } from '../../nn/index.ts'
 import { generatedRows } from '../../run/index.ts'
+import { normalCdf } from '../statistics.ts'
 import type { SmallModel } from '../study.ts'
 
 /** Sizes of the game: rewards are rounded to bins. */
@@ -56,14 +57,6 @@ export class Game {
     }) as [{ mean: number; variance: number }, { mean: number; variance: number }]
     return normalCdf((posterior[1].mean - posterior[0].mean) / Math.sqrt(posterior[0].variance + posterior[1].variance))
   }
-}
-
-/** Φ, by the error function of Abramowitz and Stegun 7.1.26 (error below 2e-7). */
-function normalCdf(x: number): number {
-  const z = Math.abs(x) / Math.SQRT2
-  const t = 1 / (1 + 0.3275911 * z)
-  const erf = 1 - ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t * Math.exp(-z * z)
-  return x < 0 ? (1 - erf) / 2 : (1 + erf) / 2
 }
 
 /** A game played to its end by probability matching. */
