@@ -1,6 +1,6 @@
 /** @file Models of the benchmarks: stories15M, and the shape of SmolLM2-135M with random weights. */
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { homeFolders } from '../dist/base/files.js'
 import { load } from '../dist/index.js'
 import { createSafetensorsWriter } from '../dist/models/formats/index.js'
@@ -71,7 +71,7 @@ export async function benchModel(name, options) {
   const home = join(homeFolders().cache, 'bench')
   mkdirSync(home, { recursive: true })
   const embedded = name === 'stories15M'
-  const model = await load(embedded ? 'embedded' : await smolShape(home), options)
+  const model = await load(embedded ? 'embedded' : existsSync(name) ? name : await smolShape(home), options)
   const facts = {
     spec: model.spec,
     weights: model.weights,
@@ -80,7 +80,7 @@ export async function benchModel(name, options) {
     theta: embedded ? 10000 : 100000,
     context: model.contextLength,
   }
-  return { model, facts, file: join(home, `${name}-in-out.f32`) }
+  return { model, facts, file: join(home, `${basename(name)}-in-out.f32`) }
 }
 
 /** Token ids of a row, the same everywhere. */

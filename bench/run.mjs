@@ -1,6 +1,6 @@
 /** @file The runner: `node bench/run.mjs [JOB…] [--model NAME] [--batch N] [--rounds N] [--budget SECONDS] [--out FOLDER]`. */
 import { mkdirSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { getRuntime } from '../dist/tensor/index.js'
 import { jobs } from './jobs/index.mjs'
@@ -35,6 +35,7 @@ const about = {
 const cells = []
 const tables = []
 for (const name of values.model) {
+  const short = basename(name)
   for (const id of wanted) {
     const job = jobs[id]
     if (job.embeddedOnly && name !== 'stories15M') continue
@@ -42,11 +43,12 @@ for (const name of values.model) {
     const { model, facts, file } = await benchModel(name, { threads: options.threads })
     const batch = job.single ? 1 : Number(values.batch)
     console.error(`${id} on ${name} …`)
-    const rows = await job.run({ model, facts, file, options, batch })
-    const shape = job.single ? name : `${name} · ${batch}x128`
+    const load = async (precision) => (await benchModel(name, { threads: options.threads, precision })).model
+    const rows = await job.run({ model, load, facts, file, options, batch })
+    const shape = job.single ? short : `${short} · ${batch}x128`
     tables.push(table({ id, title: job.title, model: shape }, rows))
     for (const r of rows)
-      cells.push({ job: id, title: job.title, model: name, batch, ...r, peakRssMB: Math.round(process.resourceUsage().maxRSS / 1024) })
+      cells.push({ job: id, title: job.title, model: short, batch, ...r, peakRssMB: Math.round(process.resourceUsage().maxRSS / 1024) })
     console.log(tables.at(-1))
     await model.dispose()
   }
@@ -54,7 +56,7 @@ for (const name of values.model) {
 mkdirSync(values.out, { recursive: true })
 const stem = join(
   values.out,
-  `node-cpu-${values.model.join('+')}${wanted.length === Object.keys(jobs).length ? '' : `-${wanted.join('-')}`}`,
+  `node-cpu-${values.model.map((m) => basename(m)).join('+')}${wanted.length === Object.keys(jobs).length ? '' : `-${wanted.join('-')}`}`,
 )
 writeFileSync(`${stem}.json`, `${JSON.stringify({ ...about, cells }, null, 1)}\n`)
 const { cpu, cores, simd, memoryGiB, memoryBandwidthGBs, node } = about.machine

@@ -8,6 +8,7 @@ import { row } from '../models.mjs'
 import { plainModel } from '../plain.mjs'
 import { exploreJobs } from './explore.mjs'
 import { jobs as patchingJobs } from './patching.mjs'
+import { precisionJobs } from './precision.mjs'
 import { trainingJobs } from './training.mjs'
 
 const context = 128
@@ -177,5 +178,6 @@ export const jobs = {
   },
   ...patchingJobs,
   ...exploreJobs,
+  ...precisionJobs,
   ...trainingJobs,
 }
