@@ -3,7 +3,7 @@ import { throwIfCancelled, UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import { openSafetensors, writeSafetensors } from '../models/formats/index.ts'
 import { describeEdits } from '../run/edits-file.ts'
-import type { OnnxActivation, OnnxInputs, OnnxModel, OnnxSite, OnnxValue } from '../run/index.ts'
+import type { GenerateOptions, OnnxActivation, OnnxGradientRequest, OnnxInputs, OnnxModel, OnnxSite, OnnxValue } from '../run/index.ts'
 import type { DataEdit } from '../sites/index.ts'
 import type { CommandContext, Outcome } from './command.ts'
 import { short, table } from './table.ts'
@@ -102,6 +102,31 @@ function statistics(name: string, value: OnnxValue & { readonly axes?: readonly 
   }
 }
 
+/** Writes on from a prompt, the text (or without a tokenizer the ids) as it comes; returns what was written. */
+export async function streamOnnx(
+  context: CommandContext,
+  model: OnnxModel,
+  prompt: readonly number[],
+  settings: GenerateOptions,
+): Promise<unknown> {
+  const { maxNewTokens, signal, stop: _, taps: __, logProbabilities: ___, ...sampling } = settings
+  const steps = model.generate(prompt, { ...sampling, ...(maxNewTokens ? { maxNewTokens } : {}), ...(signal ? { signal } : {}) })
+  let first = true
+  for (;;) {
+    const next = await steps.next()
+    if (next.done) {
+      if (!first) await context.write('\n')
+      const { tokens, promptTokens, tokensPerSecond, finishReason } = next.value
+      context.note(
+        `${tokens.length} tokens after ${promptTokens}, ${tokensPerSecond.toFixed(1)} tokens a second, ended by ${finishReason}.`,
+      )
+      return next.value
+    }
+    await context.write(model.hasTokenizer ? next.value.text : `${first ? 'ids:' : ','}${next.value.token}`)
+    first = false
+  }
+}
+
 /** One pass of an ONNX file. */
 export async function onnxRun(
   context: CommandContext,
@@ -142,5 +167,56 @@ export async function onnxRun(
         ...[s.mean, s.std, s.maxAbs].map((v) => (v === undefined ? '' : short(v))),
       ]),
     ),
+  }
+}
+
+/** The loss that `--of` means for an ONNX file: tokens are ids, and the sum of any site can be differentiated. */
+export function onnxLoss(text: string, position: number | undefined): OnnxGradientRequest['of'] {
+  const place = position === undefined ? {} : { position }
+  const parts = /^(next-token|mean-square)$|^sum:(.+)$|^logit:(?:ids:)?(\d+)$|^logit-difference:(?:ids:)?(\d+),(?:ids:)?(\d+)$/.exec(text)
+  if (!parts)
+    throw new UsageError(
+      `'${text}' is no loss for an ONNX file: write next-token, mean-square, logit:7, logit-difference:7,8 (token ids) or sum:SITE.`,
+    )
+  const [, kind, site, token, a, b] = parts
+  if (position !== undefined && (kind || site))
+    throw new UsageError(`--position is for logit and logit-difference; ${text} looks at all positions.`)
+  if (kind) return { kind: kind as 'next-token' | 'mean-square' }
+  if (site) return { sum: site }
+  return token !== undefined
+    ? { kind: 'logit', token: Number(token), ...place }
+    : { kind: 'logit-difference', tokens: [Number(a), Number(b)], ...place }
+}
+
+/** Gradients in an ONNX file, stored as `grad.SITE` and `grad.param.NAME`. */
+export async function onnxGradient(
+  context: CommandContext,
+  { model, edits }: { model: OnnxModel; edits: readonly DataEdit[] },
+  options: { of: OnnxGradientRequest['of']; at: readonly string[]; parameters: readonly string[]; out: string; inputs: OnnxInputs },
+): Promise<Outcome> {
+  const { of, at, parameters, out, inputs } = options
+  const result = await model.gradient({ of, at, parameters }, inputs, { signal: context.io.signal })
+  const arrays = [
+    ...Object.entries(result.sites).map(([site, { dtype, shape, data }]) => [`grad.${site}`, { dtype, shape, data } as NDArray] as const),
+    ...Object.entries(result.parameters).map(([name, g]) => [`grad.param.${name}`, g] as const),
+  ]
+  const record = {
+    of,
+    model: { id: model.origin.id, hash: await model.origin.hash() },
+    edits: describeEdits(edits),
+    versions: await versions(),
+  }
+  const loss: NDArray = { dtype: 'float32', shape: [], data: Float32Array.of(result.value) }
+  const given = Object.fromEntries(Object.entries(inputs).filter(([, v]) => v.dtype !== 'string')) as Record<string, NDArray>
+  await writeSafetensors(out, { ...given, loss, ...Object.fromEntries(arrays) }, { actlens: JSON.stringify(record) })
+  context.note(`${arrays.length} gradients were written to ${out}.`)
+  const norm = (a: NDArray) => Math.sqrt((a.data as Float32Array).reduce((s, v) => s + v * v, 0))
+  const rows = arrays.map(([name, a]) => ({ name, shape: a.shape, norm: norm(a) }))
+  return {
+    json: { model: model.origin.id, of, value: result.value, gradients: rows, out },
+    text: `value ${short(result.value)}\n\n${table(
+      ['gradient', 'shape', 'norm'],
+      rows.map((r) => [r.name, `[${r.shape.join(', ')}]`, short(r.norm)]),
+    )}`,
   }
 }

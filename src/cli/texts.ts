@@ -26,7 +26,7 @@ function idsIn(text: string): readonly number[] | undefined {
 }
 
 /** The token ids of texts; no tokenizer is needed where all are ids. `what` names one in a refusal: `--text`. */
-export function encodeTexts(model: Model, texts: readonly TextOrIds[], what: string): number[][] {
+export function encodeTexts(model: Pick<Model, 'tokenizer'>, texts: readonly TextOrIds[], what: string): number[][] {
   return texts.map((text, i) => {
     if (typeof text !== 'string') return [...text]
     if (text === '')

@@ -3,6 +3,7 @@ import { UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import type { SiteInfo, SiteResolver } from '../sites/address.ts'
 import {
+  type Dim,
   gather,
   gatherElements,
   gatherRows,
@@ -100,19 +101,25 @@ const names = {
 
 /** The traced run around a model's logits. */
 export function tracedRun(logits: Tensor, site: (name: string) => Tensor): TracedRun {
+  const [batch, pos] = logits.shape as [Dim, Dim]
   return {
     logits,
     site,
-    targets: input(names.targets, 'int64', ['batch', 'pos']),
-    targetWeights: input(names.weights, 'float32', ['batch', 'pos']),
-    positionWeights: input(names.positions, 'float32', logits.shape.slice(0, 2)),
-    index: input(names.index, 'int64', ['batch']),
+    targets: input(names.targets, 'int64', [batch, pos]),
+    targetWeights: input(names.weights, 'float32', [batch, pos]),
+    positionWeights: input(names.positions, 'float32', [batch, pos]),
+    index: input(names.index, 'int64', [batch]),
     token: (n) => input(names.token(n), 'int64', []),
   }
 }
 
 /** Values of the inputs of a loss. */
-export function lossFeeds(loss: Loss | LossFunction, batch: Batch, vocab: number, resolver: SiteResolver): Record<string, NDArray> {
+export function lossFeeds(
+  loss: Loss | LossFunction,
+  batch: Batch,
+  vocab: number,
+  resolver: Pick<SiteResolver, 'one'>,
+): Record<string, NDArray> {
   const rows = batch.rows.length
   const width = Math.max(...batch.rows.map((r) => r.length))
   const targets = new BigInt64Array(rows * width)

@@ -2,10 +2,11 @@
 import { CancelledError, UsageError } from '../../base/errors.ts'
 import { checkSampling } from '../../models/sampling.ts'
 import { encodeChat } from '../../models/text/index.ts'
-import type { GenerateOptions, Generation, Model } from '../../run/index.ts'
-import { type CommandContext, defineCommand, integer, modelArgument, number, type OptionRow } from '../command.ts'
+import type { GenerateOptions, Generation, Model, OnnxModel } from '../../run/index.ts'
+import { type CommandContext, defineCommand, integer, modelArgument, number, type OptionRow, type Outcome } from '../command.ts'
 import { exitCodes } from '../io.ts'
-import { withModel } from '../model.ts'
+import { type EditedModel, type EditedOnnx, withModel } from '../model.ts'
+import { streamOnnx } from '../onnx.ts'
 import { encodeTexts, parseText, readTextFile, type TextOrIds } from '../texts.ts'
 
 interface Options {
@@ -57,7 +58,7 @@ export const command = defineCommand<{ model: string }, Options>({
     const settings = generateOptions(context, options)
     checkSettings(settings)
     const file = options.promptFile === undefined ? undefined : await readPrompt(context, options.promptFile)
-    return withModel(context, args.model, options, async ({ model }) => {
+    const onModel = async ({ model }: EditedModel): Promise<Outcome> => {
       const generation = model.generate({ ids: promptIds(model, options, file) }, settings)
       await stream(context, model, generation)
       const { text, tokens, promptTokens, finishReason, tokensPerSecond, unfired } = await generation.result()
@@ -69,7 +70,13 @@ export const command = defineCommand<{ model: string }, Options>({
         json: { text, tokens, promptTokens, finishReason, tokensPerSecond, unfired },
         ...(finishReason === 'cancelled' ? { code: exitCodes.interrupted } : {}),
       }
-    })
+    }
+    const onOnnx = async ({ model }: EditedOnnx): Promise<Outcome> => {
+      if (options.stop) throw new UsageError('--stop is not served for ONNX files; leave it out.')
+      const prompt = promptIds(model, options, file)
+      return { json: await streamOnnx(context, model, prompt, settings) }
+    }
+    return withModel(context, args.model, options, onModel, onOnnx)
   },
 })
 
@@ -112,7 +119,7 @@ async function readPrompt({ io }: CommandContext, path: string): Promise<TextOrI
   return parseText(text.replace(/\r?\n$/, ''))
 }
 
-function promptIds(model: Model, options: Options, file: TextOrIds | undefined): readonly number[] {
+function promptIds(model: Model | OnnxModel, options: Options, file: TextOrIds | undefined): readonly number[] {
   if (options.chat !== undefined) return encodeChat(model.tokenizer, [{ role: 'user', content: options.chat }])
   const given = options.prompt ?? file
   if (given !== undefined) return encodeTexts(model, [given], options.prompt === undefined ? '--prompt-file' : '--prompt')[0] as number[]

@@ -5,9 +5,10 @@ import { matchParameters } from '../../explore/index.ts'
 import { writeSafetensors } from '../../models/formats/index.ts'
 import { describeEdits } from '../../run/edits-file.ts'
 import { type Loss, type Model, oneToken, tokenIn } from '../../run/index.ts'
-import { defineCommand, integer, modelArgument, type OptionRow } from '../command.ts'
+import { defineCommand, integer, modelArgument, type OptionRow, type Outcome } from '../command.ts'
 import { readInputs, tensorsOfRows } from '../inputs.ts'
-import { withModel } from '../model.ts'
+import { type EditedModel, type EditedOnnx, withModel } from '../model.ts'
+import { namesOnnx, onnxGradient, onnxInputs, onnxLoss } from '../onnx.ts'
 import { checkOutput } from '../output.ts'
 import { short, table } from '../table.ts'
 import { encodeTexts, parseText, readJsonl, type TextOrIds } from '../texts.ts'
@@ -38,7 +39,7 @@ const options: readonly OptionRow[] = [
   { flags: '--field <name>', doc: 'field of --data that holds the text (default: text)' },
   {
     flags: '--of <loss>',
-    doc: "next-token (mean cross-entropy), mean-square (of logits or last states), logit:TOKEN or logit-difference:A,B; tokens are texts of one token (' dog'), ids (7) or ids:7",
+    doc: "next-token (mean cross-entropy), mean-square (of logits or last states), logit:TOKEN or logit-difference:A,B, of an ONNX file also sum:SITE; tokens are texts of one token (' dog'), ids (7) or ids:7",
     required: true,
   },
   { flags: '--at <sites>', doc: "where: sites, aliases, patterns ('resid_post.*'), separated by commas", repeat: true },
@@ -63,8 +64,9 @@ export const command = defineCommand<{ model: string }, Options>({
     if (at.length === 0 && !options.parameters)
       throw new UsageError('There is nothing to differentiate at: name sites with --at, or --parameters.')
     await checkOutput(options.out)
-    const source = await readSource(options)
-    return withModel(context, args.model, options, async ({ model, edits }) => {
+    const source = namesOnnx(args.model) && options.inputs !== undefined ? undefined : await readSource(options)
+    const onModel = async ({ model, edits }: EditedModel): Promise<Outcome> => {
+      if (!source) throw new UsageError(`${args.model} is no ONNX file.`)
       if ('others' in source && source.others.length > 0)
         context.warn(`${options.inputs} also holds ${source.others.join(', ')}; these are no inputs and were not used.`)
       const tensors = 'tensors' in source ? source.tensors : tensorsOfRows(encodeTexts(model, source.texts, source.what), padOf(model))
@@ -93,7 +95,16 @@ export const command = defineCommand<{ model: string }, Options>({
           rows.map((r) => [r.name, `[${r.shape.join(', ')}]`, short(r.norm)]),
         )}`,
       }
-    })
+    }
+    const onOnnx = async (loaded: EditedOnnx): Promise<Outcome> => {
+      const of = onnxLoss(options.of, options.position)
+      const inputs = await onnxInputs(loaded.model, {
+        inputs: options.inputs,
+        texts: source && 'texts' in source ? source.texts : undefined,
+      })
+      return onnxGradient(context, loaded, { of, at, parameters: options.parameters ?? [], out: options.out, inputs })
+    }
+    return withModel(context, args.model, options, onModel, onOnnx)
   },
 })
 

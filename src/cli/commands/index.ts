@@ -9,6 +9,7 @@ export const commandLoaders: Readonly<Record<string, () => Promise<CommandRow>>>
   run: () => import('./run.ts').then(one),
   gradient: () => import('./gradient.ts').then(one),
   generate: () => import('./generate.ts').then(one),
+  export: () => import('./export.ts').then(one),
   validate: () => import('./validate.ts').then(one),
   vector: () => import('./vector.ts').then(one),
   capture: () => import('./capture.ts').then(one),

@@ -196,7 +196,7 @@ function standIn(site: OnnxSite, ranks: Ranks): Tensor {
 /** Axes for tracing: lengths where the file says them, else a name for each. */
 function dimsOf(site: OnnxSite, ranks: Ranks): Dim[] {
   const { shape, name } = site.tensor
-  const rank = shape?.length ?? ranks.get(name)
+  const rank = shape?.length ?? site.axes?.length ?? ranks.get(name)
   if (rank === undefined) throw new EditError(`The rank of '${site.site}' is not known before it runs; run the model once, then edit it.`)
   return Array.from({ length: rank }, (_, i) => {
     const d = shape?.[i]

@@ -8,6 +8,7 @@ import type { LoadOptions } from '../load.ts'
 import { OnnxCore } from './core.ts'
 import { OnnxModel } from './model.ts'
 import { openOnnx } from './open.ts'
+import { recognise } from './recognise.ts'
 import { OnnxSites } from './sites.ts'
 
 /**
@@ -35,11 +36,14 @@ export async function loadOnnx(
     `ONNX Runtime accepts the graph and types its ${core.tensors.size} tensors`,
     ...(external.length > 0 ? [`the ${external.length} files that hold weights lie in its folder`] : []),
   ]
+  const recognised = recognise(file, core.tensors)
+  if (recognised.family) checks.push(`the names in the file are those of ${recognised.layers} blocks of '${recognised.family}'`)
   return new OnnxModel({
     core,
-    sites: new OnnxSites(core.tensors, [], new Map()),
+    sites: new OnnxSites(core.tensors, recognised.sites, recognised.missing),
     ...(tokenizer ? { tokenizer } : {}),
-    layers: 0,
+    ...(recognised.family ? { family: recognised.family } : {}),
+    layers: recognised.layers,
     origin: { ...origin, checks },
   })
 }

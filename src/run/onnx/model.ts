@@ -8,6 +8,9 @@ import type { OnnxTensor, Splice } from '../../tensor/index.ts'
 import type { ModelOrigin } from '../model.ts'
 import type { OnnxCore, OnnxValue } from './core.ts'
 import { editFeeds, type Fired, firedName, type OnnxEdit, type OnnxStep, prepareOnnxEdits, splicesOf, tracedSites } from './edits.ts'
+import { type ExportedOnnx, exportOnnx } from './export.ts'
+import { generateOnnx, type OnnxGenerateOptions, type OnnxGenerationResult, type OnnxGenerationStep } from './generate.ts'
+import { type OnnxGradientRequest, type OnnxGradientResult, onnxGradient } from './gradient.ts'
 import { completeInputs, type OnnxInputs, stepOf } from './inputs.ts'
 import type { OnnxSite, OnnxSites } from './sites.ts'
 
@@ -216,7 +219,7 @@ export class OnnxModel {
   /** The edits as nodes of the file; where the file does not tell a rank, or noise needs a shape, it is learnt by running once. */
   async splices(feeds: Readonly<Record<string, OnnxValue>>, signal?: AbortSignal): Promise<Splice[]> {
     const { core } = this.parts
-    const unknown = tracedSites(this.prepared).filter((s) => s.tensor.shape === undefined && !this.shapes.has(s.tensor.name))
+    const unknown = tracedSites(this.prepared).filter((s) => !s.tensor.shape && !s.axes && !this.shapes.has(s.tensor.name))
     const noisy = this.prepared.filter((e) => e.seed !== undefined).map((e) => e.at)
     const asked = [...new Set([...unknown, ...noisy].map((s) => s.tensor.name))]
     if (asked.length > 0) {
@@ -236,6 +239,48 @@ export class OnnxModel {
         const label = this.prepared.find((e) => e.at.tensor.name === s.tensor)?.label
         throw new EditError(`The edit ${label} can never fire: nothing that was asked for is computed from that tensor.`)
       }
+  }
+
+  /**
+   * Gradients of a scalar of a run with respect to sites and weights.
+   * @throws ModelError that names the operator where one on the way has no gradient rule.
+   */
+  gradient(
+    request: OnnxGradientRequest,
+    input: OnnxInputs,
+    options: { readonly signal?: AbortSignal | undefined } = {},
+  ): Promise<OnnxGradientResult> {
+    return onnxGradient(this, request, input, options)
+  }
+
+  /** Values of tensors of the file after the edits, by their names in it. */
+  async plainValues(
+    fetch: readonly string[],
+    feeds: Readonly<Record<string, OnnxValue>>,
+    step: OnnxStep | undefined,
+    signal?: AbortSignal,
+  ): Promise<Record<string, OnnxValue>> {
+    if (fetch.length === 0) return {}
+    const splices = await this.splices(feeds, signal)
+    const all: Record<string, OnnxValue> = { ...feeds }
+    for (const e of this.prepared) Object.assign(all, editFeeds(e, step, this.shapes.get(e.at.tensor.name), new Map()))
+    return this.parts.core.run({ fetch, splices, key: structureOf(this.prepared) }, all, signal)
+  }
+
+  /**
+   * Writes on from a prompt, one token after another, with the file's own key-value cache where it has one.
+   * @throws ModelError for files that put out no logits over tokens.
+   */
+  generate(
+    prompt: string | readonly number[],
+    options: OnnxGenerateOptions = {},
+  ): AsyncGenerator<OnnxGenerationStep, OnnxGenerationResult, undefined> {
+    return generateOnnx(this, prompt, options)
+  }
+
+  /** Writes the file with its edits built in; see {@link exportOnnx}. */
+  export(path: string): Promise<ExportedOnnx> {
+    return exportOnnx(this, path)
   }
 
   /** Frees what was compiled; later runs compile anew. Values made by `with` share it. */

@@ -5,10 +5,11 @@ import { fromBinary } from '@bufbuild/protobuf'
 import { messageOf } from '../../base/errors.ts'
 import type { DType, TypedArray } from '../../base/types.ts'
 import { dtypeOf, getRuntime, readOnnx } from '../../tensor/index.ts'
-import { type TensorProto, TensorProtoSchema } from '../../tensor/onnx/gen/onnx_pb.ts'
+import { TensorProtoSchema } from '../../tensor/onnx/gen/onnx_pb.ts'
 import type { OnnxValue } from './core.ts'
 import { loadOnnx } from './load.ts'
 import { isFloat } from './sites.ts'
+import { arrayTypes, storedValue } from './stored.ts'
 
 /** What became of one test. */
 export interface NodeTestResult {
@@ -18,38 +19,6 @@ export interface NodeTestResult {
   readonly reason?: string
   /** Float tensors that were read beside the outputs. */
   readonly tapped: number
-}
-
-const typed: Readonly<Partial<Record<DType, (b: ArrayBuffer) => TypedArray>>> = {
-  float32: (b) => new Float32Array(b),
-  float64: (b) => new Float64Array(b),
-  float16: (b) => new Uint16Array(b),
-  bfloat16: (b) => new Uint16Array(b),
-  int64: (b) => new BigInt64Array(b),
-  uint64: (b) => new BigUint64Array(b),
-  int32: (b) => new Int32Array(b),
-  uint32: (b) => new Uint32Array(b),
-  int16: (b) => new Int16Array(b),
-  uint16: (b) => new Uint16Array(b),
-  int8: (b) => new Int8Array(b),
-  uint8: (b) => new Uint8Array(b),
-  bool: (b) => new Uint8Array(b),
-}
-
-/** A stored tensor as a value that can be fed; undefined for types that cannot. */
-export function storedValue(t: TensorProto): OnnxValue | undefined {
-  const shape = t.dims.map(Number)
-  if (t.dataType === 8) return { dtype: 'string', shape, data: t.stringData.map((s) => new TextDecoder().decode(s)) }
-  const dtype = dtypeOf(t.dataType)
-  const make = dtype && typed[dtype]
-  if (!dtype || !make) return undefined
-  if (t.rawData.length > 0 || shape.includes(0)) return { dtype, shape, data: make(new Uint8Array(t.rawData).buffer) }
-  const lists = [t.floatData, t.doubleData, t.int64Data, t.uint64Data, t.int32Data] as (readonly (number | bigint)[])[]
-  const values = lists.find((l) => l.length > 0) ?? []
-  const data = make(new ArrayBuffer(values.length * make(new ArrayBuffer(0)).BYTES_PER_ELEMENT))
-  const big = dtype === 'int64' || dtype === 'uint64'
-  for (const [i, v] of values.entries()) data[i] = (big ? BigInt(v) : Number(v)) as never
-  return { dtype, shape, data }
 }
 
 /** Runs one test folder. */
@@ -69,7 +38,7 @@ export async function runNodeTest(folder: string, name: string): Promise<NodeTes
     const type = v.type?.value
     const dtype = type?.case === 'tensorType' ? dtypeOf(type.value.elemType) : undefined
     // The runtime would end the process.
-    if (type?.case === 'tensorType' && type.value.elemType !== 8 && (!dtype || !typed[dtype]))
+    if (type?.case === 'tensorType' && type.value.elemType !== 8 && (!dtype || !arrayTypes[dtype]))
       return result('not run', `${v.name} is of a type that the runtime does not exchange with JavaScript`)
   }
   let plain: Awaited<ReturnType<typeof runtime.compile>>

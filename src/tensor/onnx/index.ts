@@ -9,6 +9,7 @@ export {
   type TensorProto,
   type ValueInfoProto,
 } from './gen/onnx_pb.ts'
+export { lift, lifts } from './lift.ts'
 export { readNames, subgraphs } from './names.ts'
 export { externalFiles, type OnnxFile, readOnnx, tensorsOf } from './read.ts'
 export { type Splice, type SpliceRequest, splice } from './splice.ts'

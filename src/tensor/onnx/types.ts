@@ -91,7 +91,8 @@ export async function inferTypes(file: OnnxFile, options: TypesOptions): Promise
       name,
       kind: 'computed',
       ...(m.isTensor ? named(m.type) : { other: 'no tensor' as const }),
-      ...(m.shape ? { shape: m.shape.map((d) => (d === '' || (typeof d === 'number' && d < 0) ? null : d)) } : {}),
+      // No axes at all: a single number, or a rank that the runtime could not tell.
+      ...(m.shape && m.shape.length > 0 ? { shape: m.shape.map((d) => (d === '' || (typeof d === 'number' && d < 0) ? null : d)) } : {}),
       op: ops.get(name) ?? '',
     })
   }
