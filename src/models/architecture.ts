@@ -1,11 +1,13 @@
 /** @file What running a model needs to know of it, whatever its kind: its stacks, what it reads, how it is traced. One row for each kind. */
-import type { EncoderDecoderSpec, EncoderSpec, ImagePrefixSpec, PixelInput, TokenInput, TwoTowersSpec } from './encoder-spec.ts'
+import { ModelError } from '../base/errors.ts'
+import type { EncoderDecoderSpec, EncoderSpec, ImagePrefixSpec, MambaSpec, PixelInput, TokenInput, TwoTowersSpec } from './encoder-spec.ts'
 import type { DecoderSpec, Linear, ModulePaths, Norm, Stack } from './spec.ts'
 import { inputNames, type TracedModel, type TraceOptions } from './traced.ts'
 import { traceDecoder } from './trunks/decoder.ts'
 import { pixelsName, traceEncoder } from './trunks/encoder.ts'
 import { sourceNames, traceEncoderDecoder } from './trunks/encoder-decoder.ts'
 import { imagePositions } from './trunks/inputs.ts'
+import { traceMamba } from './trunks/mamba.ts'
 import type { Parameters } from './trunks/parts.ts'
 import { traceImagePrefix, traceTwoTowers } from './trunks/towers.ts'
 import type { ReadSpec } from './weights.ts'
@@ -17,6 +19,7 @@ export type ModelRecord =
   | { readonly kind: 'encoder-decoder'; readonly spec: EncoderDecoderSpec }
   | { readonly kind: 'two-towers'; readonly spec: TwoTowersSpec }
   | { readonly kind: 'image-prefix'; readonly spec: ImagePrefixSpec }
+  | { readonly kind: 'state-space'; readonly spec: MambaSpec }
 
 /** Names of the sequences that models read: what they write or encode, what an encoder reads for a decoder, the patches of an image. */
 export type SequenceName = 'text' | 'source' | 'image'
@@ -36,6 +39,8 @@ export interface StackView extends Stack {
   readonly sequence?: SequenceName
   /** Sites that the model has once and in this stack, besides those that every stack can have. */
   readonly extras?: readonly string[]
+  /** All its sites, where its blocks are of another make than attention and a feed-forward network. */
+  readonly only?: readonly string[]
 }
 
 /** A sequence of tokens: the names of its tensors for the caller, and of the inputs that are fed. */
@@ -84,8 +89,10 @@ export interface Architecture {
   readonly learnedPositions?: number
   /** Sites of what it gives out: `logits`, or the last states of a model without. */
   readonly outputs: readonly string[]
-  /** The stack that writes text, with a cache of keys and values. */
+  /** The stack that writes text. */
   readonly writer?: StackView
+  /** It has no cache of keys and values: each step of a generation goes through the whole row. */
+  readonly recomputes?: true
   /** Sites that a generation computes once, and from which each step starts. */
   readonly once: readonly string[]
   /** Residual sites can have a place where additive edits are fed. */
@@ -238,6 +245,40 @@ function ofImagePrefix(spec: ImagePrefixSpec): Omit<Architecture, 'kind'> {
   }
 }
 
+/** Sites of a stack of state spaces. */
+const stateSpaceSites = [
+  ...['embeddings', 'final_norm', 'final_norm_scale', 'final_norm_normalized', 'logits', 'logits_pre'],
+  ...['resid_pre', 'resid_post', 'mixer_in', 'mixer_gate', 'ssm_in', 'ssm_step', 'ssm_out', 'mixer_out'],
+]
+
+function ofStateSpace(spec: MambaSpec): Omit<Architecture, 'kind'> {
+  const { family, layers, dModel, vocab, inner, head, finalNorm, modules } = spec
+  const block = () => {
+    throw new ModelError(`The blocks of '${family}' have no attention and no feed-forward network.`)
+  }
+  const stack: StackView = {
+    ...{ family, layers, dModel, vocab, head, finalNorm, modules, block },
+    ...{ dMlp: inner, heads: 1, kvHeads: 1, headDim: dModel },
+    positions: { kind: 'none' },
+    only: stateSpaceSites,
+  }
+  return {
+    family,
+    read: spec,
+    stacks: [stack],
+    sequences: [text(vocab)],
+    // A state has no length; this is what such models were trained on.
+    maxPositions: 2048,
+    outputs: ['logits'],
+    writer: stack,
+    recomputes: true,
+    once: [],
+    slots: false,
+    rotates: false,
+    trace: (parameters, options) => traceMamba(spec, parameters, options),
+  }
+}
+
 /** How each kind of model is run. */
 const kinds: { readonly [K in ModelRecord['kind']]: (spec: Extract<ModelRecord, { kind: K }>['spec']) => Omit<Architecture, 'kind'> } = {
   decoder: ofDecoder,
@@ -245,6 +286,7 @@ const kinds: { readonly [K in ModelRecord['kind']]: (spec: Extract<ModelRecord, 
   'encoder-decoder': ofEncoderDecoder,
   'two-towers': ofTwoTowers,
   'image-prefix': ofImagePrefix,
+  'state-space': ofStateSpace,
 }
 
 /** What running a model needs to know of it. */

@@ -130,3 +130,37 @@ export interface ImagePrefixSpec {
   readonly otherNames?: (name: string) => readonly string[]
   readonly foreign?: readonly string[]
 }
+
+/** A language model of selective state spaces (Mamba, arXiv 2312.00752). */
+export interface MambaSpec {
+  /** The `model_type` of its config. */
+  readonly family: string
+  readonly layers: number
+  readonly dModel: number
+  readonly vocab: number
+  /** Channels of the state spaces, states of each channel, tokens that the convolution sees, width that step sizes come from. */
+  readonly inner: number
+  readonly states: number
+  readonly kernel: number
+  readonly rank: number
+  readonly embedding: string
+  readonly norm: (layer: number) => Norm
+  readonly mixer: (layer: number) => {
+    readonly in: Linear
+    /** Weight [channel, 1, kernel]. */
+    readonly convolution: { readonly weight: string; readonly bias?: string }
+    /** Gives the step, what enters a state and what is read of it. */
+    readonly select: Linear
+    readonly step: Linear
+    /** Logarithm of the rates at which states decay, [channel, state]. */
+    readonly logDecay: string
+    /** Factor on what goes past the states. */
+    readonly skip: string
+    readonly out: Linear
+  }
+  readonly finalNorm: Norm
+  readonly head: Linear
+  readonly modules: ModulePaths
+  readonly otherNames?: (name: string) => readonly string[]
+  readonly foreign?: readonly string[]
+}

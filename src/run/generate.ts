@@ -149,7 +149,7 @@ export class Generation implements AsyncIterable<string> {
     if (this.started) throw new UsageError('This generation has run already; call generate() again.')
     this.started = true
     const { core, options, rows } = this
-    const { once, sequences } = core.architecture
+    const { once, sequences, recomputes = false } = core.architecture
     const context = core.options.contextLength
     const taps = resolveTaps(options.taps ?? [], core.resolver)
     if (taps.some((t) => t.restricted))
@@ -163,14 +163,21 @@ export class Generation implements AsyncIterable<string> {
     const longest = Math.max(...rows.map((r) => r.prompt))
     const limit = Math.min(options.maxNewTokens ?? 128, context - Math.min(...rows.map((r) => r.prompt)) + 1)
     const capacity = Math.min(context, longest + limit)
-    const cache = this.cacheArrays(capacity)
+    const cache = recomputes ? { feeds: {}, into: {} } : this.cacheArrays(capacity)
     const begun = performance.now()
     const first = await this.firstPass(
       taps.filter((t) => early(t.info)),
       this.edits.filter((e) => early(e.info)),
     )
     const start = once.length > 0 ? once : undefined
-    const program = await core.program({ edits: laterEdits, taps: sites, logits: 'last', cache: true, explicitPositions: false, start })
+    const program = await core.program({
+      edits: laterEdits,
+      taps: sites,
+      logits: 'last',
+      cache: !recomputes,
+      explicitPositions: false,
+      start,
+    })
     const { inputs } = sequences[0] as TokenSequence
     const past = rows.map(() => 0)
     let fresh: (readonly number[])[] = rows.map((r) => r.ids)
@@ -198,7 +205,8 @@ export class Generation implements AsyncIterable<string> {
       }
       // A row that has ended repeats its last token in its own slot, which nobody reads.
       for (const [b, row] of rows.entries()) if (row.finish) past[b] = Math.min(past[b] as number, capacity - 1)
-      fresh = rows.map((r) => [r.ids.at(-1) as number])
+      fresh = rows.map((r) => (recomputes ? [...r.ids] : [r.ids.at(-1) as number]))
+      if (recomputes) past.fill(0)
       this.seconds = (performance.now() - begun) / 1000
       this.written += chosen.length
       yield* chosen

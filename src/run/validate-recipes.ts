@@ -158,6 +158,7 @@ function lastPositions(model: Model, name: string, count: number, shape: readonl
 
 function greedy(shape: readonly number[], model: Model, group: Group): Computed {
   const { batch } = group
+  if (!model.architecture.writer) refuse('the model writes no text')
   const [count, length] = shape
   if (count === undefined || length === undefined || shape.length !== 2 || count > batch.rows.length) refuse('it is not [batch, tokens]')
   const rows = batch.rows.slice(0, count)

@@ -150,8 +150,14 @@ function siteName({ prefix = '' }: StackView, row: SiteRow, layer?: number): str
 function siteInfo(stack: StackView, row: SiteRow, layer: number | undefined): SiteInfo {
   const fill = (alias: string) => alias.replace('{L}', String(layer))
   const lens = row.transformerLens.map((n) => `${row.unique ? '' : (stack.prefix ?? '')}${n}`)
-  const aliases = [...lens, ...row.huggingFace(stack.modules), ...(row.more?.(stack, layer) ?? [])].map(fill)
-  const reason = row.absent?.(stack, layer)
+  const foreign = stack.only && !stack.only.includes(row.name)
+  const more = stack.only ? [] : (row.more?.(stack, layer) ?? [])
+  const aliases = [...lens, ...row.huggingFace(stack.modules), ...more].map(fill)
+  const reason = foreign
+    ? `the blocks of '${stack.family}' are of another make; its sites are ${listed(stack.only ?? [], 20)}`
+    : stack.only
+      ? undefined
+      : row.absent?.(stack, layer)
   return {
     site: siteName(stack, row, layer),
     row,

@@ -58,14 +58,14 @@ export function axisSize(axis: AxisName, spec: SiteSpec): number | undefined {
   const sizes: Readonly<Partial<Record<AxisName, number | undefined>>> = {
     d_model: spec.dModel,
     d_mlp: spec.dMlp,
+    d_inner: spec.dMlp,
     d_vocab: spec.vocab,
     d_head: spec.headDim,
     head: spec.heads,
     kv_head: spec.kvHeads,
     one: 1,
   }
-  if (axis === 'expert') return expertsOf(spec)?.count
-  if (axis === 'chosen') return expertsOf(spec)?.perToken
+  if (axis === 'expert' || axis === 'chosen') return spec.only ? undefined : expertsOf(spec)?.[axis === 'expert' ? 'count' : 'perToken']
   return sizes[axis]
 }
 

@@ -38,6 +38,7 @@ export type AxisName =
   | 'images'
   | 'patch'
   | 'd_embed'
+  | 'd_inner'
   | 'one'
 
 /** What the table knows about a site. */
@@ -77,7 +78,21 @@ const perHead = (heads: 'head' | 'kv_head'): readonly AxisName[] => ['batch', 'p
 const residual: readonly AxisName[] = ['batch', 'pos', 'd_model']
 const hidden: readonly AxisName[] = ['batch', 'pos', 'd_mlp']
 const scores: readonly AxisName[] = ['batch', 'head', 'pos', 'key']
+const inner: readonly AxisName[] = ['batch', 'pos', 'd_inner']
 const scalePerToken: readonly AxisName[] = ['batch', 'pos', 'one']
+
+/** Rows of sites of state spaces, one in each block. */
+function stateSpace(rows: readonly (readonly [name: string, axes: readonly AxisName[], meaning: string])[]): SiteRow[] {
+  return rows.map(([name, axes, meaning]) => ({
+    name,
+    per: 'layer',
+    axes,
+    meaning,
+    transformerLens: [],
+    huggingFace: module(name),
+    absent: (s) => `the blocks of '${s.family}' are attention and feed-forward networks, not state spaces`,
+  }))
+}
 
 /** Rows of sites that only some models have, once each. */
 function extras(rows: readonly (readonly [name: string, axes: readonly AxisName[], meaning: string])[]): SiteRow[] {
@@ -506,6 +521,14 @@ export const vocabulary: readonly SiteRow[] = [
     huggingFace: module('mlp_out_post'),
     absent: noMlp,
   },
+  ...stateSpace([
+    ['mixer_in', residual, 'What the state space of a block reads: output of the norm before it.'],
+    ['mixer_gate', inner, 'Gate on what the states give, before its activation function.'],
+    ['ssm_in', inner, 'What enters the states: after the convolution along the tokens and its activation function.'],
+    ['ssm_step', inner, 'Step size of each channel at each token.'],
+    ['ssm_out', inner, 'What the states give, after the gate: what enters the output projection.'],
+    ['mixer_out', residual, 'What the state space of a block adds to the residual stream.'],
+  ]),
   {
     name: 'resid_post',
     per: 'layer',

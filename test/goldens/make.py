@@ -63,6 +63,7 @@ FAMILIES = {
     'llama-yarn': ('llama', dict(llama, **rope('yarn', factor=4.0, original_max_position_embeddings=10))),
     'minicpm': ('granite', dict(llama, **scales)),
     'ministral': ('ministral', dict(llama, head_dim=16, **windows)),
+    'mamba': ('mamba', dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, state_size=5, expand=2, conv_kernel=4, time_step_rank=3, **ids)),
     'mistral': ('mistral', dict(llama, sliding_window=6)),
     'mixtral': ('mixtral', dict(llama, num_local_experts=3, num_experts_per_tok=2)),
     'mpt': ('mpt', dict(d_model=WIDTH, n_heads=HEADS, n_layers=LAYERS, max_seq_len=CONTEXT, vocab_size=VOCAB)),
@@ -124,8 +125,8 @@ PAIRS = {
 RENAMED = {'minicpm': dict(model_type='minicpm', scale_emb=3.0, scale_depth=.5 * LAYERS**.5, dim_model_base=WIDTH // 2)}
 # Its eager attention adds ALiBi twice.
 SDPA = ['falcon-rw']
-BLOCKS = ['model.layers', 'model.language_model.layers', 'transformer.h', 'transformer.blocks', 'gpt_neox.layers', 'model.decoder.layers']
-ATTENTION, MLP = ['self_attn', 'attn', 'attention', 'self_attention'], ['mlp', 'block_sparse_moe', 'ffn']
+BLOCKS = ['model.layers', 'model.language_model.layers', 'transformer.h', 'transformer.blocks', 'gpt_neox.layers', 'model.decoder.layers', 'backbone.layers']
+ATTENTION, MLP = ['mixer', 'self_attn', 'attn', 'attention', 'self_attention'], ['mlp', 'block_sparse_moe', 'ffn']
 
 
 def find(module, names):
@@ -196,7 +197,7 @@ def make(name):
     hooks = [blocks[0].register_forward_pre_hook(lambda _m, a, k: out.__setitem__('resid_pre.0', (a[0] if a else k['hidden_states']).clone()), with_kwargs=True)]
     for layer, block in enumerate(blocks):
         hooks.append(block.register_forward_hook(keep(out, f'resid_post.{layer}')))
-        for site, module in (('attn_out', find(block, ATTENTION)), ('mlp_out', find(block, MLP))):
+        for site, module in (('mixer_out' if kind == 'mamba' else 'attn_out', find(block, ATTENTION)), ('mlp_out', find(block, MLP))):
             if layer == 1 and module is not None: hooks.append(module.register_forward_hook(keep(out, f'{site}.1')))
         router = find(block, ['mlp.gate'])
         if router is not None and not isinstance(router, torch.nn.Linear):
@@ -205,7 +206,7 @@ def make(name):
     for h in hooks: h.remove()
     out.update(feed, logits=result.logits)
     for n in [n for n in out if n.startswith(('router', 'expert'))]: out[n] = out[n].reshape(3, 12, -1)
-    if attention == 'eager': out['attn_probs.1'] = result.attentions[1]
+    if attention == 'eager' and getattr(result, 'attentions', None): out['attn_probs.1'] = result.attentions[1]
     if kind in ('gpt2', 'gpt_neo', 'gpt_bigcode'): out['position_ids'] = torch.arange(12).repeat(3, 1)
     vector = out['steer.vector'] = torch.randn(WIDTH)
     hook = replaced(blocks[1], lambda x: x + vector); out['steered.logits'] = model(**feed).logits; hook.remove()

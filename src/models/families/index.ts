@@ -2,7 +2,7 @@
 import { ModelError } from '../../base/errors.ts'
 import type { ModelRecord } from '../architecture.ts'
 import { type Config, ConfigReader } from '../config.ts'
-import type { EncoderDecoderSpec, EncoderSpec, ImagePrefixSpec, TwoTowersSpec } from '../encoder-spec.ts'
+import type { EncoderDecoderSpec, EncoderSpec, ImagePrefixSpec, MambaSpec, TwoTowersSpec } from '../encoder-spec.ts'
 import type { DecoderSpec, Stack } from '../spec.ts'
 import { bloom } from './bloom.ts'
 import { clip } from './clip.ts'
@@ -20,6 +20,7 @@ import { grokking } from './grokking.ts'
 import { llama } from './llama.ts'
 import { arcee, ernie45, exaone4, glm, glm4, helium, nemotron, seedOss, smollm3, stablelm, starcoder2 } from './llama-kin.ts'
 import { llava } from './llava.ts'
+import { mamba } from './mamba.ts'
 import { ministral, mistral, mixtral } from './mistral.ts'
 import { mpt } from './mpt.ts'
 import { olmo, olmo2, olmo3 } from './olmo.ts'
@@ -84,6 +85,7 @@ const readers = {
   encoder: { families: encoderFamilies, stacks: (spec: EncoderSpec) => [spec] },
   'encoder-decoder': { families: encoderDecoderFamilies, stacks: (spec: EncoderDecoderSpec) => [spec.encoder, spec.decoder] },
   'two-towers': { families: { clip }, stacks: (spec: TwoTowersSpec) => [spec.text, spec.vision] },
+  'state-space': { families: { mamba }, stacks: (_: MambaSpec) => [] },
   'image-prefix': {
     families: { llava: (c: ConfigReader) => llava(c, families, encoderFamilies) },
     stacks: (spec: ImagePrefixSpec) => [spec.vision, spec.language],
