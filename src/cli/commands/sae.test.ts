@@ -21,7 +21,7 @@ beforeAll(async () => {
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
 const json = async (...argv: string[]) => {
-  const { code, stdout, stderr } = await cli(['sae', ...argv, '--json', '--threads', '1'])
+  const { code, stdout, stderr } = await cli(['sae', ...argv, '--json', '--quiet', '--threads', '1'])
   expect(stderr).toBe('')
   expect(code).toBe(0)
   return JSON.parse(stdout)
