@@ -44,6 +44,15 @@ describe('the link', () => {
     expect(fromLink(`#${toLink(view)}`)).toEqual(view)
   })
 
+  it('of a long text names it, and shows it again in the same tab', () => {
+    const view = defaultView()
+    view.rooms.probe.data = 'text,label\n'.repeat(2000)
+    const link = toLink(view)
+    expect(link.length).toBeLessThan(100)
+    expect(fromLink(`#${link}`)).toEqual(view)
+    expect(fromLink('#probe.data=kept:1-2').rooms.probe.data).toBe(defaultView().rooms.probe.data)
+  })
+
   it('that is broken is read as far as it goes', () => {
     const view = fromLink('#edits=[{&show=nonsense&new=-4&temperature=hot&at=;drop&limit=-1&vector={&look=plain&off=x')
     expect(view).toEqual({ ...defaultView(), look: 'plain' })

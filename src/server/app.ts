@@ -11,11 +11,14 @@ import type { BodyOf, CapturesAnswer, HealthAnswer, ModelAnswer, ModelLine, Mode
 import type { Registry } from './registry.ts'
 import { answerRoutes, linesRoutes } from './routes.ts'
 import { type Guard, guarded } from './security.ts'
+import { takeUpload } from './uploads.ts'
 
 /** What the routes work with. */
 export interface AppParts {
   readonly registry: Registry
   readonly captures: Captures
+  /** Folder of uploads. */
+  readonly uploads?: string | undefined
   /** The model that requests mean which name none. */
   readonly model: string
   readonly guard: Guard
@@ -27,9 +30,11 @@ export interface AppParts {
 const largestBody = 16 * 1024 * 1024
 
 /** The application: the page, and the API under `/api`. */
-export function createApp({ registry, captures, model: first, guard, studio, instance }: AppParts): Hono {
+export function createApp({ registry, captures, uploads, model: first, guard, studio, instance }: AppParts): Hono {
   const app = new Hono()
   app.use(guarded(guard))
+  // Before the limit for bodies, since model files are larger.
+  app.post('/api/upload', async (c) => c.json(await takeUpload(c, uploads)))
   app.use(
     '/api/*',
     bodyLimit({

@@ -40,6 +40,8 @@ export interface ServerOptions {
   readonly studio?: string
   /** Folder of the captures that the page makes (default: `captures` in the data folder). */
   readonly captures?: string
+  /** Folder of model files that were dropped into the page (default: `uploads` in the cache folder). */
+  readonly uploads?: string
 }
 
 /** A running server. */
@@ -71,6 +73,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   const app = createApp({
     registry,
     captures,
+    uploads: options.uploads,
     model,
     guard: { hosts: token === undefined ? [...loopback, inUrl(host)] : undefined, token, cookie: `actlens-${instance}` },
     studio: options.studio ?? studioFolder(),

@@ -117,6 +117,14 @@ export interface ModelsAnswer {
   readonly loaded: readonly string[]
 }
 
+/** `POST /api/upload`: where a file of a model was put; its path, or the folder of several, loads it. */
+export interface UploadAnswer {
+  readonly group: string
+  readonly path: string
+  readonly folder: string
+  readonly bytes: number
+}
+
 /** `POST /api/tokens` */
 export interface TokensAnswer {
   readonly ids: readonly number[]

@@ -1,5 +1,13 @@
 /** @file Speaking with the server: JSON, lines of JSON as they come, binary values; failures as the library's sentences. */
-import type { CapturesAnswer, ErrorAnswer, HealthAnswer, ModelsAnswer, RequestOf, RouteName } from '../../../src/server/protocol.ts'
+import type {
+  CapturesAnswer,
+  ErrorAnswer,
+  HealthAnswer,
+  ModelsAnswer,
+  RequestOf,
+  RouteName,
+  UploadAnswer,
+} from '../../../src/server/protocol.ts'
 
 /** A failure that the server told: its sentence is for the reader. */
 export class ApiError extends Error {
@@ -109,4 +117,37 @@ export async function* lines<Line extends { readonly type: string }>(
   } finally {
     reader.cancel().catch(() => undefined)
   }
+}
+
+/** Sends files of one model, and returns what loads it: the file, or the folder of several. `onprogress` is told bytes. */
+export async function upload(files: readonly File[], onprogress: (done: number, total: number) => void): Promise<string> {
+  const total = files.reduce((n, f) => n + f.size, 0)
+  let [before, group] = [0, '']
+  let last: UploadAnswer | undefined
+  for (const file of files) {
+    last = await new Promise<UploadAnswer>((resolve, reject) => {
+      // Only this kind of request tells how much was sent.
+      const request = new XMLHttpRequest()
+      request.open('POST', `./api/upload?name=${encodeURIComponent(file.name)}${group ? `&group=${group}` : ''}`)
+      request.upload.onprogress = (e) => onprogress(before + e.loaded, total)
+      request.onerror = () => reject(new GoneError())
+      request.onload = () => {
+        const answer = JSON.parse(request.responseText || '{}') as UploadAnswer & Partial<ErrorAnswer>
+        if (request.status === 200) resolve(answer)
+        else
+          reject(
+            new ApiError(
+              answer.error
+                ? { error: answer.error }
+                : { error: { name: 'HttpError', message: `The server answered ${request.status}. Reload the page.` } },
+            ),
+          )
+      }
+      request.send(file)
+    })
+    group = last.group
+    before += file.size
+  }
+  if (!last) throw new ApiError({ error: { name: 'UsageError', message: 'There was no file to send; choose one.' } })
+  return files.length === 1 ? last.path : last.folder
 }
