@@ -36,7 +36,7 @@ describe.skipIf(!browser)(`the room Capture in a browser${skipped}`, () => {
     const file = { name: 'corpus.txt', mimeType: 'text/plain', buffer: Buffer.from(corpus) }
     await page.getByRole('group', { name: 'Texts' }).locator('input[type=file]').setInputFiles(file)
     await page.getByText('too long for a link').waitFor()
-    await page.getByLabel('site', { exact: true }).first().selectOption('mlp_act')
+    await page.getByLabel('Site that is captured').selectOption('mlp_act')
     await page.getByRole('button', { name: 'Capture mlp_act.*' }).click()
     const job = jobs().filter({ hasText: 'mlp_act.*' })
     await job.getByText('tokens/s').waitFor()
