@@ -1,7 +1,7 @@
 /** @file Small ONNX models for tests, written node by node. */
-import { mkdtempSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { create, type MessageInitShape, toBinary } from '@bufbuild/protobuf'
 import type { DType, NDArray } from '../../base/types.ts'
 import { onnxType } from '../../tensor/index.ts'
@@ -16,6 +16,7 @@ import {
 } from '../../tensor/onnx/gen/onnx_pb.ts'
 import type { LoadOptions } from '../load.ts'
 import { loadOnnx } from './load.ts'
+import type { OnnxModel } from './model.ts'
 
 /** A node: operator, inputs, outputs, integer (or integers, or `{ g }` sub-graph) attributes. */
 export type NodeInit = readonly [
@@ -108,9 +109,15 @@ export function fileOf(bytes: Uint8Array, name = 'model.onnx'): string {
   return path
 }
 
-/** Loads a model from its bytes. */
-export const loadBytes = (bytes: Uint8Array, options: LoadOptions = {}) =>
-  loadOnnx(fileOf(bytes), { id: 'test', hash: async () => 'test' }, { threads: 1, ...options })
+/** Loads a model from its bytes; the file that held them goes at once. */
+export async function loadBytes(bytes: Uint8Array, options: LoadOptions = {}): Promise<OnnxModel> {
+  const path = fileOf(bytes)
+  try {
+    return await loadOnnx(path, { id: 'test', hash: async () => 'test' }, { threads: 1, ...options })
+  } finally {
+    rmSync(dirname(path), { recursive: true })
+  }
+}
 
 /** A small model: a matrix product, a bias, a branch that reads around itself, and a sum. */
 export const smallModel: GraphInit = {
