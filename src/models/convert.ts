@@ -56,13 +56,20 @@ async function* written(sections: readonly Section[], total: number, options: Wo
   }
 }
 
-/** Tells checkpoints apart by path, size and time of change of their files, and uses of them by what is made of which tensor. */
+/** Tells checkpoints apart by path, size and time of change of their files. */
+export function fingerprintOf(store: WeightStore): string {
+  const paths = new Set([...store.tensors.values()].map((t) => t.source.path ?? store.name))
+  return [...paths]
+    .map((path) => {
+      const s = existsSync(path) ? statSync(path) : undefined
+      return `${path}|${s?.size}|${s?.mtimeMs}\n`
+    })
+    .join('')
+}
+
+/** Tells uses of a checkpoint apart by its files and by what is made of which tensor. */
 function fingerprint(store: WeightStore, sections: readonly Section[]): string {
-  const hash = createHash('sha256')
-  for (const path of new Set([...store.tensors.values()].map((t) => t.source.path ?? store.name))) {
-    const s = existsSync(path) ? statSync(path) : undefined
-    hash.update(`${path}|${s?.size}|${s?.mtimeMs}\n`)
-  }
+  const hash = createHash('sha256').update(fingerprintOf(store))
   for (const { key, of, bytes } of sections) hash.update(`${key}|${store.get(of).offset}|${bytes}\n`)
   return hash.digest('hex').slice(0, 32)
 }

@@ -34,6 +34,8 @@ export interface LoadOptions extends WorkOptions {
   readonly stream?: boolean
   /** Reads the config as another family's than it says; `declared` takes a family that is not listed by the facts in its config. */
   readonly family?: string
+  /** Checks the identities that every decoder keeps, once for each checkpoint (default true); `origin.checks` says what was checked. */
+  readonly selfCheck?: boolean
   /** Never use the network. */
   readonly offline?: boolean
 }

@@ -4,7 +4,7 @@ import { basename, dirname, extname, join } from 'node:path'
 import { FormatError, listed, ModelError } from '../base/errors.ts'
 import { readJson } from '../base/files.ts'
 import type { Config } from '../models/config.ts'
-import { convertWeights } from '../models/convert.ts'
+import { convertWeights, fingerprintOf } from '../models/convert.ts'
 import { openFile, openGguf, openLlama2c, openPickle, openSafetensors } from '../models/formats/index.ts'
 import { ggufModel } from '../models/gguf-model.ts'
 import { grokkingModel, looksLikeGrokking } from '../models/grokking-model.ts'
@@ -14,6 +14,7 @@ import { assemble, type LoadOptions, type OpenedModel } from './load.ts'
 import type { Model } from './model.ts'
 import { loadOnnx } from './onnx/load.ts'
 import type { OnnxModel } from './onnx/model.ts'
+import { selfChecked } from './self-checked.ts'
 
 /**
  * Loads a model: `embedded`, a folder, a file, a hub id, or `npm:name@version#path`. An `.onnx` file gives an {@link OnnxModel}.
@@ -31,7 +32,10 @@ export async function loadAny(model: string, options: LoadOptions = {}): Promise
   const graph = onnxFile(source)
   if (graph) return loadOnnx(graph, { id: source.id, hash: () => source.hash() }, options)
   const opened = await open(source)
-  return assemble(opened, { ...options, convert: (store, sections) => convertWeights(store, sections, options) })
+  const loaded = await assemble(opened, { ...options, convert: (store, sections) => convertWeights(store, sections, options) })
+  if (options.selfCheck === false) return loaded
+  const { family, precision, contextLength } = options
+  return selfChecked(loaded, JSON.stringify([fingerprintOf(opened.store), { family, precision, contextLength }]), options)
 }
 
 /** The ONNX file of a source: the file itself, or the only one of a folder without other weights. */
