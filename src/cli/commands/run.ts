@@ -75,7 +75,7 @@ export const command = defineCommand<{ model: string }, Options>({
       const sites = [...new Set(taps.flatMap((t) => model.resolve(t).map((i) => i.site)))]
       const result = await model.run(tensors, {
         taps: sites,
-        logits: options.logits,
+        ...(options.logits ? {} : { logits: false }),
         signal: context.io.signal,
         ...(start ? { from: start.of(model) } : {}),
       })
