@@ -9,6 +9,7 @@ import { plainModel } from '../plain.mjs'
 import { exploreJobs } from './explore.mjs'
 import { jobs as patchingJobs } from './patching.mjs'
 import { precisionJobs } from './precision.mjs'
+import { segmentJobs } from './segments.mjs'
 import { trainingJobs } from './training.mjs'
 
 const context = 128
@@ -179,5 +180,6 @@ export const jobs = {
   ...patchingJobs,
   ...exploreJobs,
   ...precisionJobs,
+  ...segmentJobs,
   ...trainingJobs,
 }
