@@ -1,6 +1,7 @@
 /** @file A language with a planted association: two groups, and words that are said of one of them far more often. */
 import type { Config } from '../../models/config.ts'
 import type { RandomStream } from '../../nn/index.ts'
+import { adamW, cosineRate } from '../../nn/index.ts'
 import { generatedRows } from '../../run/index.ts'
 import type { SmallModel } from '../study.ts'
 
@@ -74,7 +75,10 @@ export function associationModel(seed: number, steps: number): SmallModel {
     config,
     data: generatedRows((random) => ({ ids: sentence(random) }), { batch: 128, seed }),
     steps,
-    rate: 3e-3,
+    // Small first values and a falling rate keep the stream as short as what is in it, so that directions measured in it mean something.
+    std: 0.05,
+    rate: cosineRate(2e-3, { steps, end: 1e-5 }),
+    optimizer: adamW({ weightDecay: 0.05 }),
     recipe: { language: 'association', shares: { ...shares }, batch: 128 },
   }
 }
