@@ -1,5 +1,5 @@
 /** @file Loading: from a source to a model value, checked on the way. */
-import { FormatError, ModelError } from '../base/errors.ts'
+import { FormatError, listed, ModelError } from '../base/errors.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import { type Architecture, architectureOf } from '../models/architecture.ts'
 import type { Config } from '../models/config.ts'
@@ -106,9 +106,15 @@ function checkTokenizer(tokenizer: Tokenizer | undefined, { sequences }: Archite
   const read = sequences.find((s) => s.kind === 'tokens')
   if (!tokenizer || !read) return []
   const { vocab } = read
-  if (tokenizer.vocabSize > vocab)
-    throw new FormatError(
-      `The tokenizer has ${tokenizer.vocabSize} tokens, but the model's vocabulary has ${vocab}; it belongs to another model.`,
-    )
-  return [`the tokenizer's ${tokenizer.vocabSize} tokens fit the vocabulary of ${vocab}`]
+  const { vocabSize, special } = tokenizer
+  const beyond = Array.from({ length: Math.min(Math.max(0, vocabSize - vocab), special.size + 1) }, (_, i) => vocab + i)
+  // Special tokens are written by name only (Gemma 3 has one for images), so text cannot reach them; an ordinary token would be fed.
+  if (!beyond.every((id) => special.has(id)))
+    throw new FormatError(`The tokenizer has ${vocabSize} tokens, but the model's vocabulary has ${vocab}; it belongs to another model.`)
+  const without = listed(beyond.map((id) => special.get(id) as string))
+  return [
+    beyond.length === 0
+      ? `the tokenizer's ${vocabSize} tokens fit the vocabulary of ${vocab}`
+      : `the vocabulary of ${vocab} has no row for ${beyond.length} special tokens of the tokenizer (${without}): texts with them are refused`,
+  ]
 }

@@ -1,7 +1,8 @@
-/** @file GPT-2 and StarCoder 1 (`gpt_bigcode`): learned positions, layer norms with bias, one fused projection for q, k and v. */
+/** @file GPT-2 and StarCoder 1 (`gpt_bigcode`): learned positions, one fused projection for q, k and v. */
 import type { ConfigReader } from '../config.ts'
 import type { DecoderSpec, Linear, Projection } from '../spec.ts'
-import { activations, commonSizes, conv1d, layerNorm, linear } from './parts.ts'
+import { gptHead, gptLike, learnedPositions } from './gpt.ts'
+import { commonSizes, conv1d, linear } from './parts.ts'
 
 interface Facts {
   readonly family: string
@@ -11,47 +12,22 @@ interface Facts {
   readonly activation: string
 }
 
-function gpt2Like(c: ConfigReader, facts: Facts): DecoderSpec {
-  const sizes = commonSizes(c)
-  const eps = c.number('layer_norm_epsilon', 1e-5)
+function gpt2Like(c: ConfigReader, { order, ...facts }: Facts): DecoderSpec {
   const count = c.integer('n_positions', 'n_ctx')
-  const scale = c.flag('scale_attn_weights', true) ? sizes.headDim ** -0.5 : 1
+  const scale = c.flag('scale_attn_weights', true) ? commonSizes(c).headDim ** -0.5 : 1
   const byDepth = c.flag('scale_attn_by_inverse_layer_idx', false)
-  const activation = c.choice('activation_function', activations, facts.activation)
   c.refuseUnless('add_cross_attention', false)
-  return {
-    family: facts.family,
-    ...sizes,
-    kvHeads: facts.kvHeads ?? sizes.heads,
+  return gptLike(c, {
+    ...facts,
     maxPositions: count,
-    positions: { kind: 'learned', weight: 'transformer.wpe.weight', count, offset: 0 },
-    embedding: 'transformer.wte.weight',
-    block: (layer) => {
-      const at = (path: string) => `transformer.h.${layer}.${path}`
-      return {
-        residual: 'sequential',
-        attnNorm: layerNorm(at('ln_1'), eps),
-        attention: {
-          projection: { kind: 'fused', qkv: facts.matrix(at('attn.c_attn')), order: facts.order },
-          output: facts.matrix(at('attn.c_proj')),
-          scale: byDepth ? scale / (layer + 1) : scale,
-        },
-        mlpNorm: layerNorm(at('ln_2'), eps),
-        mlp: { kind: 'plain', up: facts.matrix(at('mlp.c_fc')), down: facts.matrix(at('mlp.c_proj')), activation },
-      }
-    },
-    finalNorm: layerNorm('transformer.ln_f', eps),
-    head: linear(c.flag('tie_word_embeddings', true) ? 'transformer.wte' : 'lm_head'),
-    modules: {
-      blocks: 'transformer.h',
-      attention: 'attn',
-      mlp: 'mlp',
-      embedding: 'transformer.wte',
-      finalNorm: 'transformer.ln_f',
-      head: 'lm_head',
-      sites: { attn_in: 'ln_1', mlp_in: 'ln_2', mlp_pre: 'mlp.c_fc' },
-    },
-  }
+    positions: learnedPositions(count),
+    attention: (at, layer) => ({
+      projection: { kind: 'fused', qkv: facts.matrix(at('attn.c_attn')), order },
+      output: facts.matrix(at('attn.c_proj')),
+      scale: byDepth ? scale / (layer + 1) : scale,
+    }),
+    head: gptHead(c),
+  })
 }
 
 /** Reads a GPT-2 config. */

@@ -135,6 +135,18 @@ describe('what the interface adds', () => {
   })
 })
 
+describe('a WordLevel model', () => {
+  // The order of the vocabulary must not matter: 0 is an id like any other.
+  const ids = { first: { '[UNK]': 0, a: 1, b: 2 }, last: { a: 0, b: 1, '[UNK]': 2 } }
+  test.each(Object.entries(ids))('with its unknown token %s gives it for unknown words, as the Rust library does', (_, vocab) => {
+    const tokenizer = createHfTokenizer({
+      tokenizer: { model: { type: 'WordLevel', vocab, unk_token: '[UNK]' }, pre_tokenizer: { type: 'WhitespaceSplit' } },
+    })
+    expect(tokenizer.encode('a zz b')).toEqual([vocab.a, vocab['[UNK]'], vocab.b])
+    expect(tokenizer.offsets('a zz b').offsets[1]).toEqual([2, 4])
+  })
+})
+
 describe('a damaged tokenizer.json', () => {
   const good = jsonOf('gpt2')
   test.each([

@@ -93,12 +93,18 @@ function checkTokenizerJson(value: unknown): Json {
 /** Opens a tokenizer.json with the library; what it does not know is told with its reason. */
 export function openLibrary(json: Json, config: Json): Library {
   try {
-    const library = new Library(json, config)
+    const library = new Library(json, withUnknown(json, config))
     keepByteOrderMarks(library.decoder)
     return library
   } catch (error) {
     throw new FormatError(`tokenizer.json cannot be used: ${messageOf(error)}.`, { cause: error })
   }
+}
+
+/** The library takes the unknown token of a WordLevel model from the configuration; the reference from the model itself. */
+function withUnknown(json: Json, config: Json): Json {
+  const { type, unk_token } = isJson(json.model) ? json.model : {}
+  return type === 'WordLevel' && typeof unk_token === 'string' ? { ...config, unk_token } : config
 }
 
 /** The library's decoder of byte pieces drops a U+FEFF at their start, which the reference keeps. */
