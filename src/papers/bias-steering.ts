@@ -126,23 +126,24 @@ export const paper = definePaper({
       atMost: 0.06,
     },
   ],
-  data: 'A language in which two groups are described by different words (62 to 10 per cent) trains four blocks of width 48; balanced and hand-written statements about mild stereotypes test the probes; features of noise test the machinery.',
+  data: 'A language in which two groups are described by different words (62 to 10 per cent) trains four blocks of width 48 in the layout of Llama; balanced and hand-written statements about mild stereotypes test the probes; features of noise test the machinery.',
   scale: 'The paper uses GPT-2-large on 140 hand-written statements, and shows mitigation by three prompts.',
   notReproduced: ['GPT-2-large and its 72 sites', 'judged generations'],
   notes: [
     'When the stereotypes of all groups are pooled as biased, the directions of the groups cancel, and what is left separates stereotype from neutral. Steering against one group’s stereotype moves everybody.',
+    'What counts as neutral decides: with neutral words about the two groups as the neutral side, the same arithmetic raises the gap on this model, and in the layout of GPT-2 so do all definitions that were tried.',
     'Published strength 1 on a vector of unit length is far below what moves the model; strengths here are relative to the median length of the stream.',
   ],
-  model: 'trained here: GPT-2 layout, 4 blocks, width 48; statements on the embedded model',
+  model: 'trained here: Llama layout, 4 blocks, width 48; statements on the embedded model',
   ownModel:
     'reads the balanced statements on your model: accuracy by layer beside wording, and what the direction does to its associations',
   seeds: [0, 1, 2],
-  revision: 1,
+  revision: 2,
   repeat,
 })
 
 async function repeat(study: Study): Promise<Repeat> {
-  const model = await study.trained('association', associationModel(study.seed, study.size(800, 300)))
+  const model = await study.trained('association', associationModel(study.seed, study.size(900, 300)))
   const toy = await study.step('association', {}, () => association(model, study))
   const machinery = await study.step('machinery', {}, async () => ({
     noise: await pipelineOnNoise(study.seed, study.size(36, 36)),
@@ -180,7 +181,8 @@ interface Gap {
   readonly mass: number
 }
 
-const attributes = (['X', 'Y', 'neutral'] as const).map(attributeTokens)
+const kinds = ['X', 'Y', 'neutral'] as const
+const attributes = kinds.map(attributeTokens)
 const allAttributes = attributes.flat()
 
 /** The association gap of a model: its two terms, nats. */
@@ -212,7 +214,8 @@ async function association(model: Model, study: Study): Promise<{ metrics: Metri
   ]
   const half = Array.from({ length: count })
   const biased = half.flatMap(() => [statement('g1', 'X'), statement('g2', 'Y')])
-  const neutral = half.flatMap(() => [statement('g1', 'neutral'), statement('g2', 'neutral')])
+  // Neutral is what is said of people in general: neutral words about the groups would make the direction one of words.
+  const neutral = half.flatMap(() => kinds.map((kind) => statement('people', kind)))
   const people = of('people')
   const metrics: Record<string, number> = { gap: base.total, 'gap learnt': base.total / trueGap, 'validity, 0': base.mass }
   const rows: (string | number)[][] = []

@@ -59,14 +59,18 @@ function sentence(random: RandomStream): number[] {
 }
 
 const config: Config = {
-  model_type: 'gpt2',
-  n_embd: 48,
-  n_layer: 4,
-  n_head: 4,
-  n_positions: 16,
+  model_type: 'llama',
+  hidden_size: 48,
+  intermediate_size: 128,
+  num_hidden_layers: 4,
+  num_attention_heads: 4,
+  num_key_value_heads: 4,
+  head_dim: 12,
   vocab_size: associationVocab,
-  layer_norm_epsilon: 1e-5,
-  activation_function: 'gelu_new',
+  max_position_embeddings: 16,
+  rms_norm_eps: 1e-5,
+  hidden_act: 'silu',
+  tie_word_embeddings: false,
 }
 
 /** A model that has read the language. */
