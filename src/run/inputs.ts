@@ -1,6 +1,6 @@
 /** @file From what people give a model (texts, ids, tensors under their Hugging Face names) to a batch, for each kind of sequence. */
-import { ModelError, UsageError } from '../base/errors.ts'
-import type { NDArray } from '../base/types.ts'
+import { ModelError, ShapeError, UsageError } from '../base/errors.ts'
+import { type NDArray, sizeOf } from '../base/types.ts'
 import { type Architecture, type PixelSequence, type SequenceName, type TokenSequence, tensorNames } from '../models/architecture.ts'
 import type { Picture } from '../models/image/index.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
@@ -96,7 +96,8 @@ function combined(
     throw new UsageError(
       `The batch has ${first.rows.length} rows of one input and ${unequal[1].rows.length} of another; give as many of each.`,
     )
-  checkImageTokens(a, first, Object.fromEntries(rest).image)
+  const images = Object.fromEntries(rest).image
+  if (images) checkImageTokens(a.sequences[0], first.rows, images.rows.length)
   return {
     ...first,
     ...(rest.length > 0 ? { others: Object.fromEntries(rest) } : {}),
@@ -105,19 +106,30 @@ function combined(
 }
 
 /** Refuses texts with more or fewer tokens of images than the images take. */
-function checkImageTokens(a: Architecture, texts: Layout, images: Layout | undefined): void {
-  const [s] = a.sequences
-  if (s.kind !== 'tokens' || !s.image || !images) return
+export function checkImageTokens(s: Architecture['sequences'][number], rows: Layout['rows'], images: number): void {
+  if (s.kind !== 'tokens' || !s.image) return
   const { token, positions } = s.image
-  const given = texts.rows.reduce((n, r) => n + r.filter((id) => id === token).length, 0)
-  const wanted = images.rows.length * positions
+  const given = rows.reduce((n, r) => n + r.filter((id) => id === token).length, 0)
+  const wanted = images * positions
   if (given !== wanted)
     throw new UsageError(
-      `The text has ${given} image tokens (id ${token}), but ${images.rows.length} images take ${wanted}; write ${positions} for each image.`,
+      `The text has ${given} image tokens (id ${token}), but ${images} images take ${wanted}; write ${positions} for each image.`,
     )
 }
 
-function checkPixels(s: PixelSequence, { dtype, shape, data }: NDArray): NDArray {
+/** Images [channel, row, column] of one size as one array [image, channel, row, column]. */
+export function stackedImages(images: readonly NDArray<Float32Array>[]): NDArray<Float32Array> {
+  const shape = images[0]?.shape ?? []
+  const odd = images.find((i) => i.shape.join() !== shape.join())
+  if (odd) throw new ShapeError(`Images of one run must have one size, not [${shape.join(', ')}] and [${odd.shape.join(', ')}].`)
+  const size = sizeOf(shape)
+  const data = new Float32Array(images.length * size)
+  for (const [i, image] of images.entries()) data.set(image.data, i * size)
+  return { dtype: 'float32', shape: [images.length, ...shape], data }
+}
+
+/** Pixel values that a model can read. */
+export function checkPixels(s: PixelSequence, { dtype, shape, data }: NDArray): NDArray {
   if (dtype !== 'float32' || shape.length !== 4 || s.shape.some((n, i) => n !== shape[i + 1]))
     throw new UsageError(`'${s.pixels}' must be float32 of shape [batch, ${s.shape.join(', ')}], not ${dtype} [${shape.join(', ')}].`)
   const bad = (data as Float32Array).findIndex((v) => !Number.isFinite(v))

@@ -1,14 +1,15 @@
-/** @file Training a decoder-only language model from nothing, or on from given weights, by its config: the trunk that reads models is the one that trains them. */
+/** @file Training a language model (one that reads images before its text, too) from nothing, or on from given weights, by its config: the trunk that reads models is the one that trains them. */
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
-import { ShapeError, UsageError } from '../base/errors.ts'
+import { ModelError, ShapeError, UsageError } from '../base/errors.ts'
 import { writeFailure, writeFileWhole } from '../base/files.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
+import { type Architecture, architectureOf, type ModelRecord } from '../models/architecture.ts'
 import type { Config } from '../models/config.ts'
-import { specOf } from '../models/families/index.ts'
+import { recordOf } from '../models/families/index.ts'
 import { encodeSafetensors, fromBytes, openSafetensors, writeSafetensors } from '../models/formats/index.ts'
-import type { DecoderSpec } from '../models/spec.ts'
-import { traceDecoder } from '../models/trunks/decoder.ts'
+import { inputNames } from '../models/traced.ts'
+import { pixelsName } from '../models/trunks/encoder.ts'
 import type { Parameters } from '../models/trunks/parts.ts'
 import {
   adamW,
@@ -16,7 +17,6 @@ import {
   type BatchSource,
   crossEntropy,
   type Dataset,
-  initialisers,
   ParameterSet,
   RandomStream,
   type Scope,
@@ -24,9 +24,10 @@ import {
   type TrainProgress,
   trainSteps,
 } from '../nn/index.ts'
-import type { Initialiser } from '../nn/initialisers.ts'
-import { input, type Tensor } from '../tensor/index.ts'
+import { input, type Tensor, topological } from '../tensor/index.ts'
 import { stepFeeds } from './batch.ts'
+import { firstValues } from './first-values.ts'
+import { checkImageTokens, checkPixels, stackedImages } from './inputs.ts'
 import { assemble, type LoadOptions } from './load.ts'
 import type { Model } from './model.ts'
 
@@ -36,6 +37,8 @@ export interface TrainingRow {
   readonly ids: readonly number[]
   /** Weight of the prediction of each token, as long as `ids` (the first one is never predicted); 1 everywhere by default, 0 leaves it out. */
   readonly weights?: readonly number[]
+  /** Images [channel, row, column] whose features take the places of the row's image tokens, in order; for models that read them. */
+  readonly images?: readonly NDArray<Float32Array>[]
 }
 
 /** What a decoder is trained on and how. */
@@ -88,8 +91,10 @@ function feedsOfRows(rows: readonly TrainingRow[]): Batch {
       counted[b * width + i - 1] = weights?.[i] ?? 1
     }
   const shape = [rows.length, width]
+  const images = rows.flatMap((r) => r.images ?? [])
   return {
     ...feeds,
+    ...(images.length > 0 ? { [pixelsName]: stackedImages(images) } : {}),
     [names.targets]: { dtype: 'int64', shape, data: targets },
     [names.weights]: { dtype: 'float32', shape, data: counted },
   }
@@ -142,38 +147,67 @@ export async function trainDecoder(options: DecoderTraining): Promise<TrainedDec
 
 /** Trains a decoder step by step; leaving the loop ends the training. */
 export async function* trainDecoderSteps(options: DecoderTraining): AsyncGenerator<TrainProgress, Omit<TrainedDecoder, 'losses'>> {
-  const { config, data, seed, from, std, optimizer, onProgress: _, ...rest } = options
-  const spec = specOf(config)
+  const { config, data, seed, from, std, optimizer, trainable = () => true, onProgress: _, ...rest } = options
+  const record = recordOf(config)
+  const architecture = architectureOf(record)
+  checkTrainable(architecture)
   const parameters = from
     ? ParameterSet.from(Object.fromEntries(Object.entries(from).map(([n, t]) => [n, { ...t, data: t.data.slice() }])))
     : new ParameterSet()
   const tables: Record<string, NDArray> = {}
+  const used = usedParameters(architecture)
   const result = yield* trainSteps({
     ...rest,
-    model: (inputs, scope) => decoderLoss(spec, inputs, scope, tables, std),
+    model: (inputs, scope) => decoderLoss(record, inputs, scope, tables, std),
     inputs: {
       [names.targets]: { dtype: 'int64', shape: ['batch', 'pos'] },
       [names.weights]: { dtype: 'float32', shape: ['batch', 'pos'] },
     },
-    data: withTables(data, tables),
+    data: prepared(data, architecture, tables),
     parameters,
+    trainable: (name) => used.has(name) && trainable(name),
     optimizer: optimizer ?? adamW({ weightDecay: 0 }),
     ...(seed === undefined ? {} : { seed }),
   })
   return { config, tensors: result.parameters.copy() }
 }
 
+/** Kinds of models whose blocks are all made of what {@link firstValues} knows, and that predict the next token of one text. */
+const trainableKinds: readonly Architecture['kind'][] = ['decoder', 'image-prefix']
+
+function checkTrainable({ family, kind }: Architecture): void {
+  if (!trainableKinds.includes(kind))
+    throw new ModelError(
+      `The family '${family}' is of another kind (${kind}); what is trained here is of the kinds ${trainableKinds.join(' and ')}.`,
+    )
+}
+
+const trainingTrace = { cache: false, explicitPositions: false, slots: false, lastOnly: false } as const
+
+/** Names of the parameters that the logits depend on: a vision tower may go on behind the block whose output is read. */
+function usedParameters({ trace, maxPositions }: Architecture): ReadonlySet<string> {
+  const named = new Map<Tensor['node'], string>()
+  const leaf = (name: string, shape: readonly number[]) => {
+    const t = input(name, 'float32', shape)
+    named.set(t.node, name)
+    return t
+  }
+  const { logits } = trace({ get: leaf, table: (name, shape) => input(name, 'float32', shape), contextLength: maxPositions }, trainingTrace)
+  return new Set(topological([logits]).flatMap((node) => named.get(node) ?? []))
+}
+
 function decoderLoss(
-  spec: DecoderSpec,
+  record: ModelRecord,
   inputs: Readonly<Record<string, Tensor>>,
   scope: Scope,
   tables: Record<string, NDArray>,
   std: number | undefined,
 ): Tensor {
   const made = new Map<string, Tensor>()
-  const inputAxes = inputAxesOf(spec)
+  const first = firstValues(record, std)
+  const { trace, maxPositions } = architectureOf(record)
   const parameters: Parameters = {
-    get: (name, shape) => scope.parameter(name, shape, firstValues(spec, inputAxes.get(name), shape, std)),
+    get: (name, shape) => scope.parameter(name, shape, first(name, shape)),
     table: (name, shape, values) => {
       let t = made.get(name)
       if (!t) {
@@ -183,45 +217,41 @@ function decoderLoss(
       }
       return t
     },
-    contextLength: spec.maxPositions,
+    contextLength: maxPositions,
   }
-  const { logits } = traceDecoder(spec, parameters, { cache: false, explicitPositions: false, slots: false, lastOnly: false })
+  const { logits } = trace(parameters, trainingTrace)
   return crossEntropy(logits, inputs[names.targets] as Tensor, { mask: inputs[names.weights] as Tensor })
 }
 
-/** First values: gains leave their input as it is, biases are nothing, matrices keep the size of what they read, embeddings have length one. */
-function firstValues(spec: DecoderSpec, inputAxis: number | undefined, shape: readonly number[], std: number | undefined): Initialiser {
-  // A gain that is stored less one begins at zero, as a bias does.
-  if (shape.length === 1) return Number.isNaN(inputAxis) || spec.finalNorm?.plusOne ? initialisers.zeros : initialisers.ones
-  return initialisers.normal(std ?? 1 / Math.sqrt(shape.at(inputAxis ?? -1) as number))
-}
-
-const biasAxis = Number.NaN
-
-/** The axis over which each matrix of a record sums; biases are marked. */
-function inputAxesOf(spec: DecoderSpec): Map<string, number> {
-  const axes = new Map<string, number>()
-  const visit = (part: unknown): void => {
-    if (typeof part !== 'object' || part === null) return
-    const { weight, bias, layout } = part as { weight?: unknown; bias?: unknown; layout?: unknown }
-    if (typeof weight === 'string' && typeof layout === 'string') axes.set(weight, layout === 'in,out' ? 0 : -1)
-    if (typeof bias === 'string') axes.set(bias, biasAxis)
-    for (const inner of Object.values(part)) visit(inner)
-  }
-  for (let layer = 0; layer < spec.layers; layer++) visit(spec.block(layer))
-  visit(spec)
-  return axes
-}
-
-/** Adds the computed tables of the trunk to every batch. */
-function withTables(data: BatchSource, tables: Readonly<Record<string, NDArray>>): BatchSource {
+/** Checks the images of every batch, and adds the computed tables of the trunk. */
+function prepared(data: BatchSource, architecture: Architecture, tables: Readonly<Record<string, NDArray>>): BatchSource {
   return {
     get position() {
       return data.position
     },
     seek: (position) => data.seek(position),
-    next: async () => ({ ...(await data.next()), ...tables }),
+    next: async () => {
+      const batch = await data.next()
+      checkImages(architecture, batch)
+      return { ...batch, ...tables }
+    },
   }
+}
+
+/** Refuses images where the model reads none, and texts whose image tokens are not as many as the images take. */
+function checkImages({ family, sequences: [text, image] }: Architecture, batch: Batch): void {
+  const images = batch[pixelsName]
+  if (image?.kind !== 'pixels' || text.kind !== 'tokens') {
+    if (images) throw new UsageError(`'${family}' reads no images, but a text to learn brings some; leave them out.`)
+    return
+  }
+  if (!images) throw new UsageError(`'${family}' reads images, but no text to learn brings one.`)
+  const [ids, last] = [batch[inputNames.ids], batch[inputNames.lastSlot]] as [NDArray, NDArray]
+  const width = ids.shape[1] as number
+  const rows = Array.from({ length: last.data.length }, (_, b) =>
+    Array.from({ length: Number(last.data[b]) + 1 }, (_, c) => Number(ids.data[b * width + c])),
+  )
+  checkImageTokens(text, rows, checkPixels(image, images).shape[0] as number)
 }
 
 /** A trained decoder as a model value, in memory. */
