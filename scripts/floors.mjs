@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 /** A floor imports from itself, its neighbours on the same line, and the lines before. */
 export const floors = [
   ['base'],
-  ['tensor'],
+  ['plot', 'tensor'],
   ['nn'],
   ['models'],
   ['sites'],

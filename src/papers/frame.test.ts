@@ -5,7 +5,6 @@ import { temporaryFolder } from '../models/formats/testing.ts'
 import { generatedRows } from '../run/index.ts'
 import { tinyLlama } from '../run/testing.ts'
 import { definePaper, gateResults, meanInterval, type Paper, runPaper, verdictOf, writeResult } from './index.ts'
-import { drawFigure } from './plots.ts'
 
 beforeEach(() => vi.stubEnv('ACTLENS_HOME', temporaryFolder()))
 afterEach(() => vi.unstubAllEnvs())
@@ -161,25 +160,4 @@ test('a small model is trained once, and found again', async () => {
   expect(steps).toBe(6)
   expect(second.repeats).toEqual(first.repeats)
   expect(existsSync(join(process.env.ACTLENS_HOME as string, 'cache', 'papers', 'trains'))).toBe(true)
-})
-
-test.each(['line', 'bar', 'dot', 'heat'] as const)('a %s figure is drawn with its labels', (kind) => {
-  const svg = drawFigure({
-    name: kind,
-    title: kind,
-    caption: '',
-    kind,
-    x: { key: 'x', label: 'strength (of the norm)' },
-    y: { key: 'y', label: 'effect' },
-    series: { key: 'v', label: 'method' },
-    data: [1, 2, 3].map((x) => ({
-      x,
-      y: kind === 'bar' ? `name ${x}` : x * x,
-      v: kind === 'heat' ? x - 2 : `m${x % 2}`,
-      low: x - 1,
-      high: x + 1,
-    })),
-  })
-  expect(svg).toContain('strength (of the norm)')
-  expect(svg).toMatch(/<(path|rect|circle)/)
 })

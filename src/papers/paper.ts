@@ -1,5 +1,8 @@
 /** @file What a reproduction is: question, claim with its rule, data, gates, figures. One file per paper fills this record; no method lives here. */
+import type { Figure } from '../plot/index.ts'
 import type { Study } from './study.ts'
+
+export type { Axis, Figure } from '../plot/index.ts'
 
 /** Numbers of one repeat, by name. Not finite means that the number could not be had. */
 export type Metrics = Readonly<Record<string, number>>
@@ -28,30 +31,6 @@ export interface Table {
   readonly columns: readonly string[]
   readonly rows: readonly (readonly Cell[])[]
   readonly note?: string
-}
-
-/** A picture of a report, as data: drawn when the report is written. */
-export interface Figure {
-  readonly name: string
-  readonly title: string
-  /** What is seen, in a sentence. */
-  readonly caption: string
-  readonly kind: 'line' | 'bar' | 'dot' | 'heat'
-  readonly x: Axis
-  readonly y: Axis
-  /** What tells the lines, groups of bars or kinds of dots apart; in a heat map the name of the value. */
-  readonly series?: Axis
-  /** One object for each mark, by the keys of the axes; `low` and `high` give an interval, `label` a text at the mark. */
-  readonly data: readonly Readonly<Record<string, string | number>>[]
-}
-
-/** An axis of a figure: key of the data, label with its unit. */
-export interface Axis {
-  readonly key: string
-  readonly label: string
-  readonly scale?: 'linear' | 'log'
-  /** The values are names, in this order where it is given. */
-  readonly domain?: readonly (string | number)[]
 }
 
 /** What one repeat gives. */

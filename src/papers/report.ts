@@ -1,6 +1,6 @@
 /** @file The report of a reproduction: one HTML file that opens offline, pictures inside. */
+import { drawFigure } from '../plot/index.ts'
 import type { Cell, Paper, Table } from './paper.ts'
-import { drawFigure } from './plots.ts'
 import type { PaperResult } from './run.ts'
 import { round } from './verdict.ts'
 

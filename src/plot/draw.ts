@@ -1,7 +1,7 @@
 /** @file Figures as SVG, drawn by Observable Plot without a browser. */
 import * as Plot from '@observablehq/plot'
 import { parseHTML } from 'linkedom'
-import type { Axis, Figure } from './paper.ts'
+import type { Axis, Figure } from './figure.ts'
 
 type Rows = Figure['data']
 type Marks = readonly Plot.Markish[]
