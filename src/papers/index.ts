@@ -1,15 +1,16 @@
 /** @file The papers: what stands where, and how to run one. */
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { nearest, UsageError } from '../base/errors.ts'
-import { writeFailure, writeFileWhole } from '../base/files.ts'
+import { readJson, sizeOrKind, writeFailure, writeFileWhole } from '../base/files.ts'
 import type { Paper } from './paper.ts'
 import type { PaperResult } from './run.ts'
 
 export * from './paper.ts'
 export { commandOf, type PaperOptions, type PaperResult, runPaper } from './run.ts'
 export { type Json, type SmallModel, Study, type StudyOptions } from './study.ts'
-export { type GateResult, gateResults, meanInterval, type Verdict, verdictOf } from './verdict.ts'
+export { boundOf, type GateResult, gateResults, meanInterval, type Verdict, verdictOf } from './verdict.ts'
 
 const one = (module: { readonly paper: Paper }): Paper => module.paper
 
@@ -27,6 +28,12 @@ export async function paperOf(slug: string): Promise<Paper> {
   if (load) return load()
   const near = nearest(slug, Object.keys(paperLoaders))
   throw new UsageError(`There is no paper '${slug}'${near ? `; did you mean '${near}'?` : `; 'actlens paper list' names them.`}`)
+}
+
+/** The result of a full run that ships with the package, if there is one. */
+export async function committedResult(slug: string): Promise<PaperResult | undefined> {
+  const path = fileURLToPath(new URL(`../../docs/papers/${slug}.json`, import.meta.url))
+  return (await sizeOrKind(path)) === undefined ? undefined : ((await readJson(path)) as PaperResult)
 }
 
 /** All papers, in the order of the table. */

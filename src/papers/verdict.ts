@@ -38,18 +38,23 @@ function holds(gate: Gate, value: number): boolean {
   return Number.isFinite(value) && value >= (gate.atLeast ?? -Infinity) && value <= (gate.atMost ?? Infinity)
 }
 
+/** The bound of a gate in words: `≥ 0.35`. */
+export function boundOf({ atLeast, atMost }: Gate): string {
+  const bounds = [atLeast === undefined ? '' : `≥ ${atLeast}`, atMost === undefined ? '' : `≤ ${atMost}`]
+  return bounds.filter((b) => b).join(' and ')
+}
+
 /** The gates over all repeats: a gate passes when the mean of the repeats does. */
 export function gateResults(gates: readonly Gate[], repeats: readonly Metrics[]): GateResult[] {
   return gates.map((gate) => {
     const values = repeats.map((m) => gate.of(m))
     const { mean, interval } = meanInterval(values)
     const passed = holds(gate, mean)
-    const bounds = [gate.atLeast === undefined ? '' : `≥ ${gate.atLeast}`, gate.atMost === undefined ? '' : `≤ ${gate.atMost}`]
     return {
       name: gate.name,
       role: gate.role,
       text: gate.text,
-      bound: bounds.filter((b) => b).join(' and '),
+      bound: boundOf(gate),
       values,
       mean,
       interval,

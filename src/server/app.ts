@@ -7,16 +7,29 @@ import { bodyOf, errorAnswer, lines, statusOf } from './answers.ts'
 import { asset } from './assets.ts'
 import type { Captures } from './captures.ts'
 import { valuesAnswer } from './look.ts'
-import type { BodyOf, CapturesAnswer, HealthAnswer, ModelAnswer, ModelLine, ModelsAnswer, RouteName, SiteKind } from './protocol.ts'
+import type { Papers } from './papers.ts'
+import type {
+  BodyOf,
+  CapturesAnswer,
+  HealthAnswer,
+  ModelAnswer,
+  ModelLine,
+  ModelsAnswer,
+  PaperJobsAnswer,
+  PapersAnswer,
+  RouteName,
+  SiteKind,
+} from './protocol.ts'
 import type { Registry } from './registry.ts'
 import { answerRoutes, linesRoutes } from './routes.ts'
-import { type Guard, guarded } from './security.ts'
+import { type Guard, guarded, reportPolicy } from './security.ts'
 import { takeUpload } from './uploads.ts'
 
 /** What the routes work with. */
 export interface AppParts {
   readonly registry: Registry
   readonly captures: Captures
+  readonly papers: Papers
   /** Folder of uploads. */
   readonly uploads?: string | undefined
   /** The model that requests mean which name none. */
@@ -30,7 +43,7 @@ export interface AppParts {
 const largestBody = 16 * 1024 * 1024
 
 /** The application: the page, and the API under `/api`. */
-export function createApp({ registry, captures, uploads, model: first, guard, studio, instance }: AppParts): Hono {
+export function createApp({ registry, captures, papers, uploads, model: first, guard, studio, instance }: AppParts): Hono {
   const app = new Hono()
   app.use(guarded(guard))
   // Before the limit for bodies, since model files are larger.
@@ -66,6 +79,16 @@ export function createApp({ registry, captures, uploads, model: first, guard, st
   app.post('/api/capture-job', async (c) => {
     const { id, action } = await bodyOf(c, 'capture-job')
     return c.json({ job: (await captures.act(id, action)) ?? null })
+  })
+
+  app.get('/api/papers', async (c) => c.json({ papers: await papers.list() } satisfies PapersAnswer))
+  app.get('/api/paper-jobs', async (c) => c.json({ jobs: await papers.jobs() } satisfies PaperJobsAnswer))
+  app.post('/api/paper', async (c) => c.json(await papers.one((await bodyOf(c, 'paper')).slug)))
+  app.post('/api/paper-run', async (c) => c.json({ job: (await papers.act(await bodyOf(c, 'paper-run'))) ?? null }))
+  app.get('/api/papers/:slug/:kind/report.html', async (c) => {
+    const { slug, kind } = c.req.param()
+    c.header('content-security-policy', reportPolicy)
+    return c.html(await papers.report(slug, kind))
   })
 
   for (const { route, work } of answerRoutes)

@@ -12,6 +12,7 @@ import type { Device } from '../tensor/index.ts'
 import { createApp } from './app.ts'
 import { studioFolder } from './assets.ts'
 import { Captures } from './captures.ts'
+import { type PaperShelf, Papers } from './papers.ts'
 import { type LoadModel, Registry } from './registry.ts'
 import { inUrl, isLoopback, loopback } from './security.ts'
 import { warm } from './warm.ts'
@@ -40,6 +41,10 @@ export interface ServerOptions {
   readonly studio?: string
   /** Folder of the captures that the page makes (default: `captures` in the data folder). */
   readonly captures?: string
+  /** Folder of the papers' quick runs (default: `papers` in the data folder). */
+  readonly papers?: string
+  /** Where papers come from (default: those of this version). */
+  readonly shelf?: PaperShelf
   /** Folder of model files that were dropped into the page (default: `uploads` in the cache folder). */
   readonly uploads?: string
 }
@@ -70,9 +75,11 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   const registry = new Registry(options.load ?? ((id, work) => load(id, { ...settings, ...work })))
   const instance = randomBytes(8).toString('hex')
   const captures = new Captures(registry, model, options.captures)
+  const papers = new Papers(options.papers, options.shelf)
   const app = createApp({
     registry,
     captures,
+    papers,
     uploads: options.uploads,
     model,
     guard: { hosts: token === undefined ? [...loopback, inUrl(host)] : undefined, token, cookie: `actlens-${instance}` },
@@ -89,7 +96,7 @@ export async function startServer(options: ServerOptions = {}): Promise<RunningS
   const close = () => {
     closing ??= (async () => {
       closed.abort()
-      await captures.close()
+      await Promise.all([captures.close(), papers.close()])
       const stopped = new Promise<void>((resolve) => server.close(() => resolve()))
       server.closeAllConnections()
       await Promise.all([stopped, registry.close()])

@@ -3,11 +3,13 @@ import { z } from 'zod'
 import type { AxisName } from '../sites/index.ts'
 import { captureBodies } from './protocol-capture.ts'
 import { exploreBodies } from './protocol-explore.ts'
+import { paperBodies } from './protocol-papers.ts'
 import { type edit, editList, looked, lookedText, modelName, siteName, vectorRecipe } from './protocol-parts.ts'
 import { probeBodies } from './protocol-probe.ts'
 
 export type * from './protocol-capture.ts'
 export type * from './protocol-explore.ts'
+export type * from './protocol-papers.ts'
 export type * from './protocol-probe.ts'
 
 /** Bodies of requests, by route. */
@@ -15,6 +17,7 @@ export const bodies = {
   ...exploreBodies,
   ...probeBodies,
   ...captureBodies,
+  ...paperBodies,
   model: z.strictObject({ model: siteName }),
   tokens: z.strictObject({ ...looked, surprise: z.boolean().default(false) }),
   grid: z.strictObject({

@@ -36,6 +36,10 @@ const policy = [
   "frame-ancestors 'none'",
 ].join('; ')
 
+/** For a report, a file of its own whose styles are in it: no script runs, nothing is fetched, and it cannot act as the page. */
+export const reportPolicy =
+  "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox allow-popups allow-popups-to-escape-sandbox"
+
 /** Headers of every answer: nothing is loaded from elsewhere, nothing is shown inside another page. */
 const headers: Readonly<Record<string, string>> = {
   'content-security-policy': policy,

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { BrowserContext, Page } from 'playwright-core'
 import { load } from '../../src/run/index.ts'
-import { type RunningServer, startServer } from '../../src/server/index.ts'
+import { type RunningServer, type ServerOptions, startServer } from '../../src/server/index.ts'
 import type { LoadModel } from '../../src/server/registry.ts'
 import { tinyReader } from '../../src/server/testing.ts'
 
@@ -53,13 +53,13 @@ export interface OpenStudio {
 const loadTiny: LoadModel = (id, work) => (id === 'tiny' ? tinyReader() : load(id, { ...work, threads: 1 }))
 
 /** Builds the page, starts a server with a tiny model, and opens a browser. */
-export async function openStudio(): Promise<OpenStudio> {
+export async function openStudio(options: ServerOptions = {}): Promise<OpenStudio> {
   const folder = await mkdtemp(join(tmpdir(), 'actlens-studio-test-'))
   const studio = join(folder, 'studio')
   const { build } = await import('vite')
   await build({ configFile: join(root, 'studio', 'vite.config.ts'), logLevel: 'error', build: { outDir: studio } })
-  const places = { studio, captures: join(folder, 'captures'), uploads: join(folder, 'uploads') }
-  const start = (port: number) => startServer({ model: 'tiny', port, ...places, load: loadTiny })
+  const places = { studio, captures: join(folder, 'captures'), uploads: join(folder, 'uploads'), papers: join(folder, 'papers') }
+  const start = (port: number) => startServer({ model: 'tiny', port, ...places, load: loadTiny, ...options })
   const server = await start(0)
   const { chromium } = await import('playwright-core')
   const context = await chromium.launchPersistentContext(join(folder, 'profile'), {

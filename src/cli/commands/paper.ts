@@ -1,12 +1,9 @@
 /** @file `actlens paper`: reproductions of papers. */
-import { existsSync } from 'node:fs'
 import { UsageError } from '../../base/errors.ts'
-import { readJson } from '../../base/files.ts'
-import { allPapers, type PaperResult, paperOf, runPaper, writeResult } from '../../papers/index.ts'
+import { allPapers, committedResult, type PaperResult, paperOf, runPaper, writeResult } from '../../papers/index.ts'
 import { type CommandContext, defineCommand, integer, number, type Outcome } from '../command.ts'
 import { checkCommon } from '../model.ts'
 import { table } from '../table.ts'
-import { packageRoot } from '../version.ts'
 
 interface Options {
   readonly model?: string
@@ -42,15 +39,12 @@ export const command = defineCommand<{ action: string; slug?: string }, Options>
   run: (context, { action, slug }, options) => (actions[action] as Action)(context, slug, options),
 })
 
-/** The committed result of a paper. */
-const committed = (slug: string) => `${packageRoot}docs/papers/${slug}.json`
-
 async function list(_: CommandContext, slug: string | undefined): Promise<Outcome> {
   if (slug !== undefined) throw new UsageError(`'paper list' takes no SLUG; 'actlens paper run ${slug}' runs it.`)
   const papers = await allPapers()
   const rows = await Promise.all(
     papers.map(async (p) => {
-      const last = existsSync(committed(p.slug)) ? ((await readJson(committed(p.slug))) as PaperResult) : undefined
+      const last = await committedResult(p.slug)
       return {
         slug: p.slug,
         title: p.title,

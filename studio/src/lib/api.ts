@@ -4,6 +4,8 @@ import type {
   ErrorAnswer,
   HealthAnswer,
   ModelsAnswer,
+  PaperJobsAnswer,
+  PapersAnswer,
   RequestOf,
   RouteName,
   UploadAnswer,
@@ -73,6 +75,16 @@ export async function models(): Promise<ModelsAnswer> {
 /** Captures of this machine. */
 export async function captures(): Promise<CapturesAnswer> {
   return (await (await checked(await reach('captures', {}))).json()) as CapturesAnswer
+}
+
+/** The papers of this version. */
+export async function papers(): Promise<PapersAnswer> {
+  return (await (await checked(await reach('papers', {}))).json()) as PapersAnswer
+}
+
+/** The quick runs of papers on this machine. */
+export async function paperJobs(): Promise<PaperJobsAnswer> {
+  return (await (await checked(await reach('paper-jobs', {}))).json()) as PaperJobsAnswer
 }
 
 /** Posts a body and returns the JSON answer. */

@@ -3,6 +3,7 @@ import type { Component } from 'svelte'
 import Attribute from './attribute/Attribute.svelte'
 import Capture from './capture/Capture.svelte'
 import Look from './look/Look.svelte'
+import Papers from './papers/Papers.svelte'
 import Patch from './patch/Patch.svelte'
 import Probe from './probe/Probe.svelte'
 
@@ -37,5 +38,11 @@ export const rooms: readonly Room[] = [
     title: 'Capture',
     about: 'Write activations to disk, and find the texts that a neuron or direction fires on.',
     component: Capture,
+  },
+  {
+    slug: 'papers',
+    title: 'Papers',
+    about: 'Claims of papers, held against numbers made here; run one yourself.',
+    component: Papers,
   },
 ]

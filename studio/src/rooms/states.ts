@@ -54,6 +54,12 @@ export const usualStates = {
     neuron: 0,
     along: 'neuron',
   },
+  papers: {
+    /** The paper that is open; the list where empty. */
+    paper: '',
+    /** Which result is shown; the one that there is where empty. */
+    result: '',
+  },
 }
 
 /** Values that are one of a few. */
@@ -65,6 +71,7 @@ export const stateChoices: Readonly<Record<string, readonly string[]>> = {
   'attribute.method': ['gradient', 'integrated'],
   'capture.dtype': ['f32', 'f16', 'bf16', 'int8'],
   'capture.along': ['neuron', 'steering'],
+  'papers.result': ['', 'committed', 'quick'],
   'probe.position': ['last', 'mean'],
   'probe.kind': ['logistic', 'mean-difference', 'ridge', 'lda', 'svm', 'regression'],
 }
