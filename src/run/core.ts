@@ -3,7 +3,7 @@ import { ModelError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import { type Architecture, architectureOf, type ModelRecord, type StackView } from '../models/architecture.ts'
 import type { Config } from '../models/config.ts'
-import type { DecoderSpec } from '../models/spec.ts'
+import type { DecoderSpec, Rotary } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
 import { slotName, slotSites, type TracedModel, type TraceOptions } from '../models/traced.ts'
 import { type ModelWeights, parametersOf } from '../models/weights.ts'
@@ -52,6 +52,8 @@ export interface ProgramRequest {
   readonly logits: 'all' | 'last' | 'none'
   readonly cache: boolean
   readonly explicitPositions: boolean
+  /** Attention is written out, as it must be where several rows read several tokens after what the cache holds. */
+  readonly writtenOut?: boolean
   /** Canonical sites at which the run begins. */
   readonly start?: readonly string[] | undefined
 }
@@ -160,7 +162,14 @@ export class ModelCore {
     // In segments, reading one more residual site would compile the session of its block: they are outputs at hand.
     const ready = whole && this.segmented(request.cache) && !this.options.stream && request.start === undefined ? this.residualSites() : []
     const taps = [...new Set([...ready, ...request.taps])]
-    const key = JSON.stringify([compiled.map((e) => [e.key, e.structure]), taps, request.logits, traceOptions, request.start])
+    const key = JSON.stringify([
+      compiled.map((e) => [e.key, e.structure]),
+      taps,
+      request.logits,
+      traceOptions,
+      request.start,
+      request.writtenOut,
+    ])
     const built = await this.compiled(key, () => this.outputsOf(compiled, taps, request, traceOptions), { generating: request.cache })
     const slotNames = slots
       ? [...built.inputs.keys()].filter((n) => n.startsWith(slotName(''))).map((n) => n.slice(slotName('').length))
@@ -207,6 +216,13 @@ export class ModelCore {
   /** Values of inputs that are the same in every run. */
   get constantFeeds(): Readonly<Record<string, NDArray>> {
     return this.parameters.feeds
+  }
+
+  /** Rotations of the stack that writes; cached keys hold as long as these turn them in the same way. */
+  get rotations(): readonly Rotary[] {
+    const { writer } = this
+    if (this.architecture.recomputes) return []
+    return Array.from({ length: writer.layers }, (_, layer) => writer.block(layer).attention.rotary ?? []).flat()
   }
 
   /** Whether positions enter by rotation, so that explicit ones need attention written out. */
@@ -261,7 +277,7 @@ export class ModelCore {
       edits,
       taps,
       start: request.start,
-      expandAttention: request.explicitPositions && this.rotates,
+      expandAttention: request.writtenOut || (request.explicitPositions && this.rotates),
       uses: { logits: request.logits !== 'none', caches: request.cache },
     })
     const outputs: Record<string, Tensor> = {}

@@ -1,121 +1,89 @@
-/** @file Generation: a key-value cache, any number of rows, taps and edits at every step. */
-import { CancelledError, throwIfCancelled, UsageError } from '../base/errors.ts'
-import type { NDArray } from '../base/types.ts'
-import type { TokenSequence } from '../models/architecture.ts'
-import { checkSampling, Sampler, type SamplingOptions } from '../models/sampling.ts'
-import { createDecoder } from '../models/text/tokenizer.ts'
-import { cacheName } from '../models/traced.ts'
-import type { SiteInfo } from '../sites/address.ts'
-import type { FireCounts, PreparedEdit, StepPlaces } from '../sites/prepare.ts'
-import { startName } from '../sites/rewrite.ts'
-import { Activation, type Batch, batchOfRows, checkInput, layoutOf, passOf, stepFeeds, toCaller } from './batch.ts'
-import { type ModelCore, outputNames } from './core.ts'
-import { type ResolvedTap, resolveTaps, type TapSpec } from './taps.ts'
+/** @file Generation: any number of rows, taps and edits at every step; plain, with beams, or with a draft model. */
+import { CancelledError, ModelError, throwIfCancelled, UsageError } from '../base/errors.ts'
+import { randomStreams, Sampler } from '../models/sampling.ts'
+import type { ConstraintMatcher } from '../models/text/constraint.ts'
+import type { FireCounts, PreparedEdit } from '../sites/prepare.ts'
+import { type Batch, batchOfRows, checkInput, layoutOf } from './batch.ts'
+import { Decoding } from './decoding.ts'
+import { searchBeams } from './generate-beams.ts'
+import { Speculation } from './generate-draft.ts'
+import { chooseToken, type LogitsRules, logitsRules } from './generate-logits.ts'
+import { type BeamSequence, checkOptions, type GenerateOptions, type GenerationResult, type GenerationStep } from './generate-options.ts'
+import { type RowLimits, WrittenRow } from './generate-row.ts'
+import { type CacheOwner, KeyValueCache } from './key-value-cache.ts'
+import type { FoundPrefix } from './prefix-cache.ts'
+import { resolveTaps } from './taps.ts'
 
-/** Options of a generation. */
-export interface GenerateOptions extends SamplingOptions {
-  /** Most tokens to write for each row (default 128, or what the context leaves). */
-  readonly maxNewTokens?: number
-  /** Texts that end a row as soon as they appear; they are not part of the result. */
-  readonly stop?: readonly string[]
-  /** Goes on after an end-of-text token. */
-  readonly ignoreEos?: boolean
-  /** Gives each step the logarithm of its token's probability. */
-  readonly logProbabilities?: boolean
-  /** Sites to read at every step. */
-  readonly taps?: readonly TapSpec[]
-  readonly signal?: AbortSignal
-}
-
-/** Why a row ended. */
-export type FinishReason = 'stop' | 'length' | 'context' | 'cancelled'
-
-/** One token of one row, as it comes. */
-export interface GenerationStep {
-  readonly row: number
-  /** Token id. */
-  readonly token: number
-  /** Text that it completed; empty while a character is incomplete. */
-  readonly text: string
-  /** Logarithm of the token's probability under the model, before temperature and filters; where `logProbabilities` was asked for. */
-  readonly logProbability?: number
-  /** Values of the tapped sites in the pass that chose this token: the whole prompt at first, then one position. Shared by the rows of a step. */
-  readonly taps: Readonly<Record<string, Activation>>
-}
-
-/** What was written for one prompt. */
-export interface GenerationResult {
-  readonly text: string
-  readonly tokens: readonly number[]
-  readonly promptTokens: number
-  readonly finishReason: FinishReason
-  /** Tokens of all rows by the seconds since the first pass began. */
-  readonly tokensPerSecond: number
-  /** Edits that held at no position, as sentences. */
-  readonly unfired: readonly string[]
-}
-
-/** What the steps of a generation start from. */
-interface FirstPass {
-  readonly feeds: Readonly<Record<string, NDArray>>
-  readonly places: StepPlaces
-  readonly values: Readonly<Record<string, Activation>>
-}
-
-interface Row {
-  readonly ids: number[]
-  readonly prompt: number
-  readonly decoder: ReturnType<typeof createDecoder> | undefined
-  readonly sampler: Sampler
-  text: string
-  /** Length of the text that was handed out; the rest might be the start of a stop string. */
-  emitted: number
-  finish?: FinishReason
-}
+export type {
+  Alternative,
+  BeamOptions,
+  BeamSequence,
+  DraftOptions,
+  FinishReason,
+  GenerateOptions,
+  GenerationResult,
+  GenerationStep,
+  LogitsProcessor,
+  ProcessorContext,
+  TracedLogits,
+} from './generate-options.ts'
 
 /** A generation that has not run yet; it runs once, however it is read. */
 export class Generation implements AsyncIterable<string> {
-  private readonly core: ModelCore
-  private readonly edits: readonly PreparedEdit[]
+  private readonly owner: CacheOwner
   private readonly batch: Batch
   private readonly options: GenerateOptions
-  private readonly rows: Row[]
+  private readonly rules: LogitsRules
+  private readonly rows: WrittenRow[]
+  private readonly samplers: Sampler[]
+  private readonly limits: RowLimits
   private readonly fired: FireCounts = new Map()
+  private readonly cachedTokens: number[]
+  private sequences: readonly (readonly BeamSequence[])[] | undefined
+  private decoding: Decoding | undefined
+  private speculation: Speculation | undefined
   private started = false
   private seconds = 0
   private written = 0
 
-  constructor(init: { core: ModelCore; edits: readonly PreparedEdit[]; batch: Batch; options: GenerateOptions }) {
-    this.core = init.core
-    this.edits = init.edits
-    this.options = init.options
+  constructor(init: { owner: CacheOwner; batch: Batch; options: GenerateOptions }) {
+    const { owner, options } = init
+    const { core } = owner
+    this.owner = owner
+    this.options = options
     // Rows go on at their end, so padding has no place here.
     this.batch = { ...init.batch, ...batchOfRows(init.batch.rows) }
-    checkSampling(this.options)
-    // Refuses a model that writes no text.
-    void this.core.writer
-    checkInput(this.batch, this.core.architecture, this.core.options.contextLength)
-    const { maxNewTokens } = this.options
-    if (maxNewTokens !== undefined && (!Number.isInteger(maxNewTokens) || maxNewTokens < 1))
-      throw new UsageError(`maxNewTokens must be a positive integer, not ${maxNewTokens}.`)
+    checkOptions(options)
+    const { writer, tokenizer } = core
+    const context = core.options.contextLength
+    checkInput(this.batch, core.architecture, context)
     if (init.batch.positions) throw new UsageError('Generation counts positions itself; leave position_ids out.')
-    const { tokenizer } = this.core
-    if (this.options.stop?.length && !tokenizer) throw new UsageError('Stop strings need a tokenizer, which this model does not have.')
-    this.rows = this.batch.rows.map((ids, b) => ({
-      ids: [...ids],
-      prompt: ids.length,
-      decoder: tokenizer && createDecoder(tokenizer, { after: ids, skipSpecial: true }),
-      sampler: new Sampler(this.options, b),
-      text: '',
-      emitted: 0,
-    }))
+    if (options.stop?.length && !tokenizer) throw new UsageError('Stop strings need a tokenizer, which this model does not have.')
+    if (options.constraint && !tokenizer)
+      throw new UsageError('A constraint on the text needs a tokenizer, which this model does not have.')
+    if ((options.cache || options.prefixes) && !leavesCache(core))
+      throw new ModelError(
+        `'${core.architecture.family}' keeps more than keys and values of what it has read, so it cannot go on from a cache; leave it out.`,
+      )
+    this.rules = logitsRules(options, tokenizer, writer.vocab as number)
+    this.rows = this.batch.rows.map((ids) => new WrittenRow(ids, core, this.rules))
+    this.samplers = randomStreams(options, this.rows.length).map((random) => new Sampler(options, random))
+    this.cachedTokens = this.rows.map(() => 0)
+    const shortest = Math.min(...this.rows.map((r) => r.prompt))
+    this.limits = { limit: Math.min(options.maxNewTokens ?? 128, context - shortest + 1), context }
+    if (this.rules.begin.length > this.limits.limit)
+      throw new UsageError(`The answer begins with ${this.rules.begin.length} tokens, but only ${this.limits.limit} may be written.`)
+  }
+
+  private get edits(): readonly PreparedEdit[] {
+    return this.owner.edits
   }
 
   /** The text of a single prompt, piece by piece. */
   async *[Symbol.asyncIterator](): AsyncGenerator<string, void, undefined> {
     if (this.rows.length !== 1)
       throw new UsageError('Several prompts are written at once: iterate over steps() and look at the row of each.')
-    if (!this.core.tokenizer) throw new UsageError('This model has no tokenizer, so there is no text: iterate over steps().')
+    if (!this.owner.core.tokenizer) throw new UsageError('This model has no tokenizer, so there is no text: iterate over steps().')
     for await (const step of this.steps()) if (step.text !== '') yield step.text
   }
 
@@ -126,14 +94,20 @@ export class Generation implements AsyncIterable<string> {
     } catch (error) {
       if (!(error instanceof CancelledError)) throw error
     }
+    const { logProbabilities, alternatives, cache, prefixes } = this.options
     const unfired = this.edits.filter((e) => !this.fired.get(e.key)).map((e) => `The edit ${e.label} held nowhere in this generation.`)
     return this.rows.map((r, b) => ({
-      text: r.text.slice(0, r.emitted),
-      tokens: r.ids.slice(r.prompt),
+      text: r.written,
+      tokens: r.tokens,
       promptTokens: layoutOf(this.batch, 'source').rows[b]?.length ?? r.prompt,
       finishReason: r.finish ?? 'cancelled',
       tokensPerSecond: this.seconds > 0 ? this.written / this.seconds : 0,
       unfired,
+      ...(logProbabilities ? { logProbabilities: r.logProbabilities } : {}),
+      ...(alternatives ? { alternatives: r.alternatives } : {}),
+      ...(this.sequences ? { sequences: this.sequences[b] as BeamSequence[] } : {}),
+      ...(this.speculation ? { draft: this.speculation.counts[b] as { proposed: number; accepted: number } } : {}),
+      ...(cache || prefixes ? { cachedTokens: this.cachedTokens[b] as number } : {}),
     }))
   }
 
@@ -144,183 +118,143 @@ export class Generation implements AsyncIterable<string> {
     return all[0] as GenerationResult
   }
 
-  /** Tokens as they come, rows of one step after another. */
+  /** Keys and values of all rows, once everything is written: a later generation whose prompts begin with these tokens goes on from them. */
+  async cache(): Promise<KeyValueCache> {
+    if (!leavesCache(this.owner.core) || this.options.beams)
+      throw new UsageError('Only generations of decoder-only models, and those without beams, leave a cache to go on from.')
+    await this.results()
+    if (!this.decoding) throw new UsageError('The generation was cancelled before it had read anything.')
+    return this.kept(this.decoding)
+  }
+
+  private kept(decoding: Decoding): KeyValueCache {
+    const rows = this.rows.map((_, b) => decoding.cached(b))
+    return new KeyValueCache(this.owner, rows, decoding.cachedTotal)
+  }
+
+  /** Tokens as they come, rows of one step after another. Those of a beam search come all at its end. */
   async *steps(): AsyncGenerator<GenerationStep, void, undefined> {
     if (this.started) throw new UsageError('This generation has run already; call generate() again.')
     this.started = true
-    const { core, options, rows } = this
-    const { once, sequences, recomputes = false } = core.architecture
-    const context = core.options.contextLength
+    const { options } = this
+    const begun = performance.now()
+    try {
+      for await (const steps of options.beams ? this.beamSteps() : options.draft ? this.draftSteps() : this.plainSteps()) {
+        this.seconds = (performance.now() - begun) / 1000
+        this.written += steps.length
+        yield* steps
+      }
+    } finally {
+      if (options.prefixes && this.decoding?.past.some((p) => p > 0))
+        await options.prefixes.put(this.owner, this.kept(this.decoding))
+    }
+  }
+
+  /** One token of each row that has not ended, at each step. */
+  private async *plainSteps(): AsyncGenerator<GenerationStep[], void, undefined> {
+    const { rows, options, rules, limits } = this
+    const matchers = await this.matchers()
+    const decoding = await this.begin('last')
+    while (rows.some((r) => !r.finish)) {
+      throwIfCancelled(options.signal)
+      const pass = await decoding.step()
+      const chosen: GenerationStep[] = []
+      for (const [b, row] of rows.entries()) {
+        if (row.finish) continue
+        const [sampler, matcher] = [this.samplers[b] as Sampler, matchers?.[b]]
+        const state = { row: b, tokens: row.ids, prompt: row.prompt }
+        const choice = await chooseToken(pass.logits(b), rules, state, { sampler, matcher, room: row.room(limits) })
+        chosen.push({ ...row.push(choice, limits, matcher?.ended), row: b, taps: pass.taps })
+        if (!row.finish) decoding.rows[b]?.push(choice.token)
+      }
+      yield chosen
+    }
+  }
+
+  /** As many tokens of each row as the draft model has guessed rightly, and one more. */
+  private async *draftSteps(): AsyncGenerator<GenerationStep[], void, undefined> {
+    const { rows, options, rules, limits, samplers } = this
+    const decoding = await this.begin('all', (options.draft?.tokens ?? 4) + 1)
+    this.speculation = await Speculation.begin({ owner: this.owner, options, rules, batch: this.batch, rows, samplers, limits, decoding })
+    while (rows.some((r) => !r.finish)) {
+      throwIfCancelled(options.signal)
+      yield await this.speculation.step()
+    }
+  }
+
+  private async *beamSteps(): AsyncGenerator<GenerationStep[], void, undefined> {
+    const { rows, options, rules, limits } = this
+    const beams = options.beams as NonNullable<GenerateOptions['beams']>
+    const decoding = await this.begin('last', 0, beams.count)
+    const found = await searchBeams({ decoding, beams, rules, limits, prompts: this.batch.rows, signal: options.signal })
+    const { core } = this.owner
+    const sequences: BeamSequence[][] = []
+    for (const [b, list] of found.entries()) {
+      sequences.push(
+        list.map(({ tokens, score }) => {
+          const row = new WrittenRow(this.batch.rows[b] as readonly number[], core, rules)
+          for (const token of tokens) row.push({ token }, limits)
+          return { text: row.written, tokens: row.tokens, score, finishReason: row.finish ?? 'length' }
+        }),
+      )
+      for (const choice of list[0]?.choices ?? []) yield [{ ...(rows[b] as WrittenRow).push(choice, limits), row: b, taps: {} }]
+    }
+    this.sequences = sequences
+  }
+
+  private async matchers(): Promise<ConstraintMatcher[] | undefined> {
+    const { constraint } = this.options
+    const { tokenizer, writer } = this.owner.core
+    if (!constraint || !tokenizer) return undefined
+    const { compileConstraint } = await import('../models/text/grammar.ts')
+    const compiled = await compileConstraint(constraint, tokenizer, { vocab: writer.vocab as number, ends: this.rules.ends })
+    return Promise.all(this.rows.map((r) => compiled.matcher(r.room(this.limits))))
+  }
+
+  /** The rows before their first step, with what was read before. @param slack positions beyond the last token that a step may write */
+  private async begin(logits: 'last' | 'all', slack = 0, copies = 1): Promise<Decoding> {
+    const { options, limits, batch, fired } = this
+    const { core, edits } = this.owner
     const taps = resolveTaps(options.taps ?? [], core.resolver)
     if (taps.some((t) => t.restricted))
       throw new UsageError('Taps of a generation cannot have a where clause on positions; choose from the steps instead.')
-    const early = (info: SiteInfo) => info.stack !== core.writer || once.includes(info.site)
-    const laterTaps = taps.filter((t) => !early(t.info))
-    const laterEdits = this.edits.filter((e) => !early(e.info))
-    const foreign = laterEdits.find((e) => [...e.reads, ...(e.when ? [e.when.info] : [])].some(early))
-    if (foreign) throw new UsageError(`The edit ${foreign.label} reads a site of another stack, which a generation computes only once.`)
-    const sites = [...new Set(laterTaps.map((t) => t.info.site))]
-    const longest = Math.max(...rows.map((r) => r.prompt))
-    const limit = Math.min(options.maxNewTokens ?? 128, context - Math.min(...rows.map((r) => r.prompt)) + 1)
-    const capacity = Math.min(context, longest + limit)
-    const cache = recomputes ? { feeds: {}, into: {} } : this.cacheArrays(capacity)
-    const begun = performance.now()
-    const first = await this.firstPass(
-      taps.filter((t) => early(t.info)),
-      this.edits.filter((e) => early(e.info)),
-    )
-    const start = once.length > 0 ? once : undefined
-    const program = await core.program({
-      edits: laterEdits,
-      taps: sites,
-      logits: 'last',
-      cache: !recomputes,
-      explicitPositions: false,
-      start,
-    })
-    const { inputs } = sequences[0] as TokenSequence
-    const past = rows.map(() => 0)
-    let fresh: (readonly number[])[] = rows.map((r) => r.ids)
-
-    for (let n = 0; rows.some((r) => !r.finish); n++) {
-      throwIfCancelled(options.signal)
-      const step = stepFeeds(fresh, past, undefined, inputs)
-      const layout = { rows: rows.map((r) => r.ids), start: [...past], width: step.width, prompt: rows.map((r) => r.prompt) }
-      const places = { ...first.places, [sequences[0].name]: { step: layout, total: step.total } }
-      const feeds = { ...first.feeds, ...step.feeds, ...cache.feeds, ...program.feeds(places, this.fired) }
-      const out = await program.run(feeds, { into: cache.into, signal: options.signal })
-      for (const e of laterEdits)
-        if (e.when) this.fired.set(e.key, (this.fired.get(e.key) ?? 0) + Number(out[outputNames.fired(e.key)]?.data[0] ?? 0))
-      const values = { ...first.values, ...this.tapValues(laterTaps, out, fresh) }
-      const logits = out.logits as NDArray<Float32Array>
-      const chosen: GenerationStep[] = []
-      for (const [b, row] of rows.entries()) {
-        past[b] = (past[b] as number) + (fresh[b] as readonly number[]).length
-        if (row.finish) continue
-        chosen.push({
-          ...this.choose(row, lastLogits(logits, b, (fresh[b] as readonly number[]).length), n, limit, context),
-          row: b,
-          taps: values,
-        })
-      }
-      // A row that has ended repeats its last token in its own slot, which nobody reads.
-      for (const [b, row] of rows.entries()) if (row.finish) past[b] = Math.min(past[b] as number, capacity - 1)
-      fresh = rows.map((r) => (recomputes ? [...r.ids] : [r.ids.at(-1) as number]))
-      if (recomputes) past.fill(0)
-      this.seconds = (performance.now() - begun) / 1000
-      this.written += chosen.length
-      yield* chosen
+    const longest = Math.max(...this.rows.map((r) => r.prompt))
+    const capacity = Math.min(limits.context, longest + limits.limit) + slack
+    const decoding = await Decoding.begin({ core, edits, batch, copies, taps, capacity, logits, fired, signal: options.signal })
+    this.decoding = decoding
+    await options.cache?.check(this.owner)
+    for (const [b, number] of decoding.origin.entries()) {
+      const found = await this.before(number, longest)
+      if (!found) continue
+      decoding.adopt(b, found)
+      this.cachedTokens[number] = found.length
     }
+    return decoding
   }
 
-  /** What each step starts from: what an encoder makes of its input, computed once, with the edits and taps that come before it. */
-  private async firstPass(taps: readonly ResolvedTap[], edits: readonly PreparedEdit[]): Promise<FirstPass> {
-    const { core, batch } = this
-    const { architecture } = core
-    const { once } = architecture
-    if (once.length === 0) return { feeds: {}, places: {}, values: {} }
-    const pass = passOf(architecture, batch)
-    const sites = [...new Set([...once, ...taps.map((t) => t.info.site)])]
-    const program = await core.program({ edits, taps: sites, logits: 'none', cache: false, explicitPositions: false })
-    const out = await program.run({ ...pass.feeds, ...program.feeds(pass.places, this.fired) }, { signal: this.options.signal })
-    for (const e of edits) if (e.when) this.fired.set(e.key, Number(out[outputNames.fired(e.key)]?.data[0] ?? 0))
-    const values: Record<string, Activation> = {}
-    for (const t of taps) {
-      values[t.info.site] = toCaller(t.info, out[outputNames.tap(t.info.site)] as NDArray, batch)
-      values[t.name] = values[t.info.site] as Activation
-    }
-    const starts = Object.fromEntries(once.map((site) => [startName(site), out[outputNames.tap(site)] as NDArray]))
-    return { feeds: { ...pass.feeds, ...starts }, places: pass.places, values }
-  }
-
-  private choose(
-    row: Row,
-    logits: Float32Array,
-    step: number,
-    limit: number,
-    context: number,
-  ): Pick<GenerationStep, 'token' | 'text' | 'logProbability'> {
-    const original = this.options.logProbabilities ? logits.slice() : undefined
-    const token = row.sampler.choose(logits, row.ids)
-    const scored = original ? { logProbability: (original[token] as number) - logSumExp(original) } : {}
-    row.ids.push(token)
-    const { tokenizer } = this.core
-    const ended = !this.options.ignoreEos && tokenizer?.eosIds.includes(token) === true
-    if (row.decoder && !ended) row.text += row.decoder.push(token)
-    const last = ended || step + 1 >= limit || row.ids.length >= context
-    if (last && row.decoder) row.text += row.decoder.end()
-    const text = this.release(row, last)
-    if (row.finish) return { token, text, ...scored }
-    if (ended) row.finish = 'stop'
-    else if (row.ids.length >= context && step + 1 < (this.options.maxNewTokens ?? Number.POSITIVE_INFINITY)) row.finish = 'context'
-    else if (last) row.finish = 'length'
-    return { token, text, ...scored }
-  }
-
-  /** Text that may be shown: everything up to a stop string, or to what may become one. */
-  private release(row: Row, last: boolean): string {
-    const stops = this.options.stop ?? []
-    const found = stops.map((s) => row.text.indexOf(s)).filter((i) => i >= 0)
-    let end = row.text.length
-    if (found.length > 0) {
-      end = Math.min(...found)
-      row.finish = 'stop'
-    } else if (!last) for (const s of stops) end = Math.min(end, row.text.length - overlap(row.text, s))
-    const text = row.text.slice(row.emitted, Math.max(row.emitted, end))
-    row.emitted += text.length
-    return text
-  }
-
-  private cacheArrays(capacity: number): { feeds: Record<string, NDArray>; into: Record<string, NDArray> } {
-    const { layers, kvHeads, headDim } = this.core.writer
-    const shape = [this.rows.length, kvHeads, capacity, headDim]
-    const size = shape.reduce((p, n) => p * n, 1)
-    const feeds: Record<string, NDArray> = {}
-    const into: Record<string, NDArray> = {}
-    for (let layer = 0; layer < layers; layer++)
-      for (const part of ['keys', 'values'] as const) {
-        const array: NDArray = { dtype: 'float32', shape, data: new Float32Array(size) }
-        // The runtime writes into the very array that it reads.
-        feeds[cacheName(part, layer)] = array
-        into[outputNames.cache(part, layer)] = array
-      }
-    return { feeds, into }
-  }
-
-  private tapValues(
-    taps: readonly ResolvedTap[],
-    out: Record<string, NDArray>,
-    fresh: readonly (readonly number[])[],
-  ): Record<string, Activation> {
-    const batch: Batch = { ...batchOfRows(fresh), ...(this.batch.others ? { others: this.batch.others } : {}) }
-    const values: Record<string, Activation> = {}
-    for (const t of taps) {
-      const value = out[outputNames.tap(t.info.site)] as NDArray<Float32Array>
-      const keyed = t.info.row.axes.includes('key')
-      const activation = keyed ? new Activation(t.info.site, t.info.row.axes, value, batch.columns) : toCaller(t.info, value, batch)
-      values[t.info.site] = activation
-      values[t.name] = activation
-    }
-    return values
+  /** What was read before of a row. */
+  private async before(number: number, total: number): Promise<FoundPrefix | undefined> {
+    const { cache, prefixes } = this.options
+    const tokens = this.batch.rows[number] as readonly number[]
+    if (prefixes) return prefixes.find(this.owner, { tokens, prompt: tokens.length, number }, total)
+    if (!cache) return undefined
+    if (cache.rows.length !== 1 && cache.rows.length !== this.rows.length)
+      throw new UsageError(
+        `The cache holds ${cache.rows.length} rows, but there are ${this.rows.length} prompts; it must hold one, or as many.`,
+      )
+    const row = cache.rows[cache.rows.length === 1 ? 0 : number] as KeyValueCache['rows'][number]
+    if (row.tokens.some((id, i) => tokens[i] !== id))
+      throw new UsageError(
+        `Prompt ${number} does not begin with the ${row.tokens.length} tokens of the cache; give a prompt that goes on from them.`,
+      )
+    const length = cache.usable(row, tokens, tokens.length, number, total)
+    if (length < Math.min(row.tokens.length, tokens.length - 1))
+      throw new UsageError(
+        `The cache holds ${row.tokens.length} tokens, but only ${length} have the same keys in this run: an edit's 'where' or the rotation for this length differs. Prefill again with this prompt.`,
+      )
+    return { row, length, total: cache.total }
   }
 }
 
-function lastLogits(logits: NDArray<Float32Array>, row: number, fresh: number): Float32Array {
-  const [, positions, width] = logits.shape as [number, number, number]
-  const at = row * positions + (positions === 1 ? 0 : fresh - 1)
-  return logits.data.slice(at * width, (at + 1) * width)
-}
-
-function logSumExp(x: Float32Array): number {
-  let top = Number.NEGATIVE_INFINITY
-  for (const v of x) if (v > top) top = v
-  let sum = 0
-  for (const v of x) sum += Math.exp(v - top)
-  return top + Math.log(sum)
-}
-
-/** Length of the longest end of `text` that is a beginning of `stop`. */
-function overlap(text: string, stop: string): number {
-  for (let n = Math.min(text.length, stop.length - 1); n > 0; n--) if (text.endsWith(stop.slice(0, n))) return n
-  return 0
-}
+/** Whether keys and values are all that a model keeps of what it has read. */
+const leavesCache = ({ architecture }: CacheOwner['core']) => architecture.once.length === 0 && !architecture.recomputes

@@ -2,8 +2,22 @@
 export { Activation, type Batch, type ModelInput, type ModelTensors } from './batch.ts'
 export type { CompileMode } from './core.ts'
 export type { Directions, HessianRequest, HessianResult, JvpRequest, JvpResult } from './derivatives.ts'
-export { type FinishReason, type GenerateOptions, Generation, type GenerationResult, type GenerationStep } from './generate.ts'
+export {
+  type Alternative,
+  type BeamOptions,
+  type BeamSequence,
+  type DraftOptions,
+  type FinishReason,
+  type GenerateOptions,
+  Generation,
+  type GenerationResult,
+  type GenerationStep,
+  type LogitsProcessor,
+  type ProcessorContext,
+  type TracedLogits,
+} from './generate.ts'
 export type { EditGradient, GradientOptions, GradientRequest, GradientResult } from './gradient.ts'
+export { type CachedRow, KeyValueCache } from './key-value-cache.ts'
 export { assemble, type LoadOptions, type OpenedModel } from './load.ts'
 export type { Loss, LossFunction, TracedRun } from './losses.ts'
 export { Model, type ModelOrigin, type RunOptions, type RunResult } from './model.ts'
@@ -14,6 +28,7 @@ export type { OnnxInputs } from './onnx/inputs.ts'
 export { type OnnxActivation, OnnxModel, type OnnxRunOptions, type OnnxRunResult } from './onnx/model.ts'
 export type { OnnxSite } from './onnx/sites.ts'
 export { load, loadAny } from './open.ts'
+export { PrefixCache } from './prefix-cache.ts'
 export type { Start, StartInput } from './start.ts'
 export type { Selection, TapSpec } from './taps.ts'
 export {

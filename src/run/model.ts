@@ -7,16 +7,17 @@ import type { Precision } from '../models/quantised.ts'
 import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
 import { type SiteInfo, sequenceOf } from '../sites/address.ts'
-import type { Edit } from '../sites/edits.ts'
+import { type Edit, edit } from '../sites/edits.ts'
 import { axisSize, type FireCounts, type PreparedEdit, prepareEdits, type StepPlace, type StepPlaces } from '../sites/prepare.ts'
 import type { AxisName } from '../sites/vocabulary.ts'
 import type { WeightRef } from '../tensor/index.ts'
 import { type Activation, type Batch, checkInput, type ModelInput, passOf, toCaller } from './batch.ts'
 import { type ModelCore, outputNames } from './core.ts'
 import { type HessianRequest, type HessianResult, hessianOf, type JvpRequest, type JvpResult, jvpOf } from './derivatives.ts'
-import { type GenerateOptions, Generation } from './generate.ts'
+import { type GenerateOptions, Generation, type TracedLogits } from './generate.ts'
 import { type GradientOptions, type GradientRequest, type GradientResult, gradientOf } from './gradient.ts'
 import { batchOf, needLogits } from './inputs.ts'
+import { type CacheOwner, KeyValueCache } from './key-value-cache.ts'
 import {
   batchOfLayout,
   checkTokensKnown,
@@ -303,7 +304,32 @@ export class Model {
 
   /** Writes on from a prompt (or several). Iterate over it for the text as it comes, over `steps()` for tokens and taps, or await `result()`. */
   generate(prompt: ModelInput, options: GenerateOptions = {}): Generation {
-    return new Generation({ core: this.core, edits: this.prepared, batch: this.tokens(prompt), options })
+    return new Generation({ owner: this.withLogits(options.logits).owner, batch: this.tokens(prompt), options })
+  }
+
+  /**
+   * Reads prompts without writing anything: keys and values from which generations go on (`generate(longer, { cache })`), any number of times.
+   * They hold for this model with these edits.
+   */
+  async prefill(prompt: ModelInput, options: Pick<GenerateOptions, 'cache' | 'prefixes' | 'signal'> = {}): Promise<KeyValueCache> {
+    return this.generate(prompt, { ...options, maxNewTokens: 1, ignoreEos: true }).cache()
+  }
+
+  /** Keys and values that were saved for this model with these edits. @throws UsageError where they belong to others. */
+  readCache(path: string): Promise<KeyValueCache> {
+    return KeyValueCache.read(path, this.owner)
+  }
+
+  /** What keys and values that this model computes belong to. */
+  get owner(): CacheOwner {
+    return { core: this.core, origin: this.origin, edits: this.prepared }
+  }
+
+  /** The model with a traced function of the logits behind its edits. */
+  private withLogits(logits: TracedLogits | undefined): Model {
+    if (!logits) return this
+    const { apply, reads = [] } = typeof logits === 'function' ? { apply: logits } : logits
+    return this.with(edit('logits', apply, { reads }))
   }
 
   /** Frees what was compiled; later runs compile anew. Model values made by `with` share it. */

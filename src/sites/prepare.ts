@@ -20,7 +20,7 @@ import {
 } from './edits.ts'
 import { gaussianAt } from './noise.ts'
 import type { AxisName } from './vocabulary.ts'
-import { layerAllowed, maskOf, needsMask, type StepLayout, type When, type Where } from './where.ts'
+import { callerRow, layerAllowed, maskOf, needsMask, type StepLayout, type When, type Where } from './where.ts'
 
 /** A parameter, aligned with the last axes of its site. */
 export interface PreparedParam {
@@ -333,7 +333,8 @@ function noiseArray(e: PreparedEdit, seed: number, place: StepPlace, places: Ste
   for (let b = 0; b < step.rows.length; b++)
     for (let c = 0; c < step.width; c++) {
       const position = (step.start[b] as number) + c
-      for (let i = 0; i < width; i++) data[(b * step.width + c) * width + i] = gaussianAt(seed, e.info.site, b, position, i)
+      for (let i = 0; i < width; i++)
+        data[(b * step.width + c) * width + i] = gaussianAt(seed, e.info.site, callerRow(step, b), position, i)
     }
   return { dtype: 'float32', shape, data }
 }
@@ -350,8 +351,9 @@ function positionalArray(p: PreparedParam, e: PreparedEdit, place: StepPlace, pl
   const missing = axes.length - from.length
   const size = (i: number) => (i < missing ? 1 : (from[i - missing] as number))
   const batchAxis = axes.indexOf('batch')
-  if (size(batchAxis) !== 1 && size(batchAxis) !== batch)
-    throw new EditError(`The edit ${e.label} has values for ${size(batchAxis)} rows, but the batch has ${batch}.`)
+  const rows = step.origin ? Math.max(...step.origin) + 1 : batch
+  if (size(batchAxis) !== 1 && size(batchAxis) !== rows)
+    throw new EditError(`The edit ${e.label} has values for ${size(batchAxis)} rows, but the batch has ${rows}.`)
   const column = ({ caller }: StepPlace, b: number, position: number, length: number) => {
     const c =
       caller && length === (caller.columns[b]?.length ?? -1) + padding(caller, b, length) ? (caller.columns[b]?.[position] ?? -1) : position
@@ -364,8 +366,9 @@ function positionalArray(p: PreparedParam, e: PreparedEdit, place: StepPlace, pl
     for (const [i, axis] of axes.entries()) {
       const n = size(i)
       let at = n === 1 ? 0 : (index[i] as number)
-      const b = index[batchAxis] as number
-      if (n !== 1 && i === own) at = column(place, b, (step.start[b] as number) + (index[i] as number), n)
+      const b = callerRow(step, index[batchAxis] as number)
+      if (n !== 1 && i === batchAxis) at = b
+      if (n !== 1 && i === own) at = column(place, b, (step.start[index[batchAxis] as number] as number) + (index[i] as number), n)
       else if (n !== 1 && axis === 'key') at = column(place, b, index[i] as number, n)
       else if (n !== 1 && axis === 'source') at = column(places.source as StepPlace, b, index[i] as number, n)
       if (at < 0) {

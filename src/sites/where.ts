@@ -104,7 +104,12 @@ export interface StepLayout {
   readonly width: number
   /** Length of each row's prompt; positions after it are generated. */
   readonly prompt: readonly number[]
+  /** The number that each row has for the caller, where rows were repeated or left out. */
+  readonly origin?: readonly number[]
 }
+
+/** The number that a row of a step has for the caller. */
+export const callerRow = (step: StepLayout, b: number): number => step.origin?.[b] ?? b
 
 /** The mask of a clause for one step, [batch, width] of 0 and 1; places without a token are 0. */
 export function maskOf(where: Where, step: StepLayout): { mask: Uint8Array; fired: number } {
@@ -113,7 +118,7 @@ export function maskOf(where: Where, step: StepLayout): { mask: Uint8Array; fire
   const tokens = where.tokens && new Set(where.tokens)
   let fired = 0
   for (let b = 0; b < batch; b++) {
-    if (where.rows && !where.rows.includes(b)) continue
+    if (where.rows && !where.rows.includes(callerRow(step, b))) continue
     const row = step.rows[b] as readonly number[]
     const prompt = step.prompt[b] as number
     const holds = positionTest(where.positions, prompt)

@@ -1,7 +1,7 @@
 /** @file Generation with an ONNX decoder: the file's own key-value cache, its edits in force at every step. */
 import { ModelError, throwIfCancelled, UsageError } from '../../base/errors.ts'
 import type { NDArray } from '../../base/types.ts'
-import { checkSampling, Sampler, type SamplingOptions } from '../../models/sampling.ts'
+import { checkSampling, penalise, randomStreams, Sampler, type SamplingOptions } from '../../models/sampling.ts'
 import { createDecoder } from '../../models/text/tokenizer.ts'
 import type { OnnxValue } from './core.ts'
 import { isCache } from './inputs.ts'
@@ -53,7 +53,7 @@ export async function* generateOnnx(
   const ids = typeof prompt === 'string' ? [...model.tokenizer.encode(prompt)] : [...prompt]
   if (ids.length === 0) throw new UsageError('The prompt holds no token; give at least one.')
   const promptTokens = ids.length
-  const sampler = new Sampler(options, 0)
+  const sampler = new Sampler(options, randomStreams(options, 1)[0] as () => number)
   const decoder = model.hasTokenizer ? createDecoder(model.tokenizer, { after: ids, skipSpecial: true }) : undefined
   let text = ''
   let finishReason: OnnxGenerationResult['finishReason'] = 'length'
@@ -83,7 +83,9 @@ export async function* generateOnnx(
     const logits = outputs.logits as NDArray
     if (logits.dtype !== 'float32') throw new ModelError(`The logits of this file are ${logits.dtype}; only float32 can be sampled from.`)
     const width = logits.shape.at(-1) as number
-    const token = sampler.choose((logits.data as Float32Array).slice(-width), ids)
+    const last = (logits.data as Float32Array).slice(-width)
+    penalise(last, options, ids, promptTokens)
+    const token = sampler.choose(last)
     if (caches.length > 0) {
       past = Object.fromEntries(caches.map((name) => [name, outputs[presentOf(name)] as OnnxValue]))
       start = ids.length
