@@ -145,8 +145,7 @@ export class Generation implements AsyncIterable<string> {
         yield* steps
       }
     } finally {
-      if (options.prefixes && this.decoding?.past.some((p) => p > 0))
-        await options.prefixes.put(this.owner, this.kept(this.decoding))
+      if (options.prefixes && this.decoding?.past.some((p) => p > 0)) await options.prefixes.put(this.owner, this.kept(this.decoding))
     }
   }
 
