@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { throwIfCancelled } from '../base/errors.ts'
 import { homeFolders, writeFileWhole } from '../base/files.ts'
 import type { WorkOptions } from '../base/progress.ts'
-import type { WeightStore } from './formats/index.ts'
+import type { ByteSource, WeightStore } from './formats/index.ts'
 import type { Section } from './weights.ts'
 
 /** Sections start at multiples of a cache line. */
@@ -56,9 +56,14 @@ async function* written(sections: readonly Section[], total: number, options: Wo
   }
 }
 
+/** Paths of the files that bytes come from; of bytes that are made, what they are made by as well. */
+function pathsOf(source: ByteSource, otherwise: string): string[] {
+  return source.basis ? [source.name, ...source.basis.flatMap((b) => pathsOf(b, otherwise))] : [source.path ?? otherwise]
+}
+
 /** Tells checkpoints apart by path, size and time of change of their files. */
 export function fingerprintOf(store: WeightStore): string {
-  const paths = new Set([...store.tensors.values()].map((t) => t.source.path ?? store.name))
+  const paths = new Set([...store.tensors.values()].flatMap((t) => pathsOf(t.source, store.name)))
   return [...paths]
     .map((path) => {
       const s = existsSync(path) ? statSync(path) : undefined

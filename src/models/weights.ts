@@ -9,7 +9,7 @@ import type { DecoderSpec } from './spec.ts'
 import type { Parameters } from './trunks/decoder.ts'
 
 /** Tensors that checkpoints carry and no model reads: buffers that older versions saved. */
-const buffers = [/rotary_emb\.inv_freq$/, /\.attn\.(bias|masked_bias)$/, /\.attention\.(bias|masked_bias)$/]
+export const buffers = [/rotary_emb\.inv_freq$/, /\.attn\.(bias|masked_bias)$/, /\.attention\.(bias|masked_bias)$/]
 
 /** Prefixes that some checkpoints leave out or add. */
 const prefixes = ['', 'transformer.', 'model.']
@@ -23,6 +23,10 @@ function nameIn(name: string, has: (name: string) => boolean): string | undefine
   }
   return undefined
 }
+
+/** The name under which a checkpoint has what a record calls so, by that name or one of its others. */
+export const storedName = (name: string, spec: Pick<ReadSpec, 'otherNames'>, has: (name: string) => boolean): string | undefined =>
+  [name, ...(spec.otherNames?.(name) ?? [])].map((n) => nameIn(n, has)).find((n) => n !== undefined)
 
 /** What a record says about the tensors of its checkpoint. */
 export type ReadSpec = Pick<DecoderSpec, 'family' | 'foreign' | 'otherNames'> &
@@ -192,8 +196,7 @@ type Held = 'float32' | 'float16' | 'bfloat16'
 /** Weights in the precision asked for: tensors that are stored so are mapped where they lie, others are converted. */
 export async function weightsOf(store: WeightStore, spec: ReadSpec, options: WeightOptions): Promise<ModelWeights> {
   const { precision = 'f32' } = options
-  const nameOf = (name: string) =>
-    [name, ...(spec.otherNames?.(name) ?? [])].map((n) => nameIn(n, (s) => store.has(s))).find((n) => n !== undefined)
+  const nameOf = (name: string) => storedName(name, spec, (n) => store.has(n))
   const plan = precision === 'q8' || precision === 'q4' ? planPacking(store, spec, precision, nameOf) : undefined
   const sections: Section[] = []
   const wanted: ((ref: (key: string, dtype: WeightRef['dtype'], shape: readonly number[], name: string) => WeightRef) => void)[] = []

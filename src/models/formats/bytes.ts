@@ -9,6 +9,8 @@ export interface ByteSource {
   readonly size: number
   /** Path of the file that holds exactly these bytes, where there is one. */
   readonly path?: string
+  /** The sources of whose bytes its own are made when they are read. */
+  readonly basis?: readonly ByteSource[]
   /** Reads `length` bytes from `offset` into an array of their own; throws FormatError where the range does not exist. */
   read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>>
   /** Frees what the source holds open; reading afterwards fails. */
