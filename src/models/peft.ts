@@ -60,7 +60,8 @@ function patterned(patterns: unknown, module: string, otherwise: unknown): numbe
   const rows = typeof patterns === 'object' && patterns !== null ? Object.entries(patterns) : []
   const found = rows.find(([key]) => {
     // Paths with layer numbers and alternatives, as PEFT writes them; anything with more power is not run.
-    if (!/^[\w.|()^$\\*+?[\]-]*$/.test(key) || key.length > 500) throw new FormatError(`The pattern ${JSON.stringify(key)} of an adapter is not read.`)
+    if (!/^[\w.|()^$\\*+?[\]-]*$/.test(key) || key.length > 500)
+      throw new FormatError(`The pattern ${JSON.stringify(key)} of an adapter is not read.`)
     try {
       return new RegExp(key.startsWith('^') ? key : `^(?:.*\\.)?(?:${key})$`).test(module)
     } catch (error) {
@@ -68,7 +69,8 @@ function patterned(patterns: unknown, module: string, otherwise: unknown): numbe
     }
   })
   const value = found ? found[1] : otherwise
-  if (typeof value !== 'number' || !(value > 0)) throw new FormatError(`The adapter says no rank or alpha for '${module}'; adapter_config.json is damaged.`)
+  if (typeof value !== 'number' || !(value > 0))
+    throw new FormatError(`The adapter says no rank or alpha for '${module}'; adapter_config.json is damaged.`)
   return value
 }
 
@@ -80,7 +82,8 @@ export async function readPeftAdapter(folder: string): Promise<PeftAdapter> {
   const { join } = await import('node:path')
   const where = join(folder, files.config)
   const config = (await readJson(where)) as Config
-  if (typeof config !== 'object' || config === null || Array.isArray(config)) throw new FormatError(`${where} is not an object; fetch it again.`)
+  if (typeof config !== 'object' || config === null || Array.isArray(config))
+    throw new FormatError(`${where} is not an object; fetch it again.`)
   refuseOthers(config, where)
   const store = await openSafetensors(join(folder, files.weights))
   try {
@@ -105,7 +108,9 @@ export async function readPeftAdapter(folder: string): Promise<PeftAdapter> {
       rest.delete(second)
     }
     if (rest.size > 0)
-      throw new ModelError(`${join(folder, files.weights)} holds tensors that are no plain low-rank adapter (${listed(rest, 4)}); merge it with PEFT first.`)
+      throw new ModelError(
+        `${join(folder, files.weights)} holds tensors that are no plain low-rank adapter (${listed(rest, 4)}); merge it with PEFT first.`,
+      )
     if (modules.size === 0) throw new FormatError(`${join(folder, files.weights)} holds no adapter.`)
     return { modules, config }
   } finally {
@@ -121,7 +126,8 @@ export function peftAdapter(
   const first = [...layers.values()][0]
   if (!first) throw new ModelError('There is no adapter to keep: no layer is changed.')
   const alphaOf = ({ rank, scale }: AdapterLayer) => rank * scale
-  const differing = (of: (l: AdapterLayer) => number) => Object.fromEntries([...layers].filter(([, l]) => of(l) !== of(first)).map(([m, l]) => [m, of(l)]))
+  const differing = (of: (l: AdapterLayer) => number) =>
+    Object.fromEntries([...layers].filter(([, l]) => of(l) !== of(first)).map(([m, l]) => [m, of(l)]))
   const config = {
     peft_type: 'LORA',
     task_type: 'CAUSAL_LM',

@@ -6,7 +6,7 @@ import type { Config } from '../models/config.ts'
 import type { DecoderSpec, Rotary } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
 import { slotName, slotSites, type TracedModel, type TraceOptions } from '../models/traced.ts'
-import { type ModelWeights, parametersOf } from '../models/weights.ts'
+import { type Convert, type ModelWeights, parametersOf } from '../models/weights.ts'
 import { SiteResolver } from '../sites/address.ts'
 import {
   type FireCounts,
@@ -20,6 +20,7 @@ import {
 } from '../sites/prepare.ts'
 import { rewriteModel } from '../sites/rewrite.ts'
 import { type Device, Program, SessionCache, type Tensor } from '../tensor/index.ts'
+import type { LoadOptions, OpenedModel } from './load.ts'
 import { type StreamRoom, streamRoom } from './stream.ts'
 
 /** How programs of a model are compiled: one session, one session for each block, or what suits its size and use. */
@@ -86,6 +87,12 @@ export const outputNames = {
   cache: (part: 'keys' | 'values', layer: number) => `${part}:${layer}`,
 }
 
+/** What a model was made of: its files, opened, and how they were read. */
+export interface ModelSourceParts {
+  readonly opened: OpenedModel
+  readonly options: LoadOptions & { readonly convert?: Convert }
+}
+
 /** The shared part of a loaded model. */
 export class ModelCore {
   readonly record: ModelRecord
@@ -94,6 +101,7 @@ export class ModelCore {
   readonly weights: ModelWeights
   readonly tokenizer: Tokenizer | undefined
   readonly options: CoreOptions
+  readonly source: ModelSourceParts
   readonly resolver: SiteResolver
   readonly sessions: SessionCache
   /** Room for the weights of a streamed model. */
@@ -102,11 +110,12 @@ export class ModelCore {
   private readonly traced = new Map<string, TracedModel>()
   private readonly programs = new Map<string, Promise<Program>>()
 
-  constructor(record: ModelRecord, weights: ModelWeights, tokenizer: Tokenizer | undefined, options: CoreOptions) {
+  constructor(record: ModelRecord, weights: ModelWeights, options: CoreOptions, source: ModelSourceParts) {
     this.record = record
+    this.source = source
     this.architecture = architectureOf(record)
     this.weights = weights
-    this.tokenizer = tokenizer
+    this.tokenizer = source.opened.tokenizer
     this.options = options
     this.resolver = new SiteResolver(this.architecture.stacks)
     this.sessions = new SessionCache(options.memory ?? 0, options.stream ? 'just before' : 'longest ago')

@@ -1,4 +1,6 @@
 /** @file Loading and running models. */
+
+export { inverse, type SiteMap, type Transform, transformKinds, transformOf } from '../models/transforms/index.ts'
 export { Activation, type Batch, type ModelInput, type ModelTensors } from './batch.ts'
 export type { CompileMode } from './core.ts'
 export type { Directions, HessianRequest, HessianResult, JvpRequest, JvpResult } from './derivatives.ts'
@@ -29,6 +31,7 @@ export { type OnnxActivation, OnnxModel, type OnnxRunOptions, type OnnxRunResult
 export type { OnnxSite } from './onnx/sites.ts'
 export { load, loadAny } from './open.ts'
 export { PrefixCache } from './prefix-cache.ts'
+export type { SavedModel, SaveOptions, SaveType } from './save.ts'
 export type { Start, StartInput } from './start.ts'
 export type { Selection, TapSpec } from './taps.ts'
 export {
@@ -42,3 +45,4 @@ export {
   trainDecoderSteps,
   trainingRows,
 } from './train-decoder.ts'
+export { foldEdits, type TransformRecord, transform, transformRecords, undo } from './transform.ts'

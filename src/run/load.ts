@@ -7,6 +7,7 @@ import { recordOf } from '../models/families/index.ts'
 import type { WeightStore } from '../models/formats/index.ts'
 import type { Precision } from '../models/quantised.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
+import type { Transform } from '../models/transforms/index.ts'
 import { type Convert, weightsOf } from '../models/weights.ts'
 import type { Device } from '../tensor/index.ts'
 import { type CompileMode, ModelCore } from './core.ts'
@@ -51,6 +52,12 @@ export interface OpenedModel {
   readonly images?: Config
   /** What was checked while opening. */
   readonly checks?: readonly string[]
+  /** The Hugging Face folder it lies in, whose tokenizer files are copied where the model is saved. */
+  readonly folder?: string
+  /** What was done to its weights, first to last. */
+  readonly transforms?: readonly Transform[]
+  /** The hash of the files themselves, where `hash` also tells what was done to their weights. */
+  readonly baseHash?: () => Promise<string>
 }
 
 /** Bytes of memory that are free now; undefined where the place does not say. */
@@ -66,22 +73,27 @@ function roomFor(weights: number, free: number | undefined): number {
 }
 
 /** Builds a model value from opened parts, refusing what does not fit together. */
-export async function assemble(opened: OpenedModel, options: LoadOptions & { convert?: Convert } = {}): Promise<Model> {
+export async function assemble(opened: OpenedModel, options: LoadOptions & { readonly convert?: Convert } = {}): Promise<Model> {
   const record = recordOf(opened.config, options.family)
   const architecture = architectureOf(record)
   const weights = await weightsOf(opened.store, architecture.read, options)
   const contextLength = contextOf(architecture, options.contextLength)
   const stream = await streams(weights.bytes, options)
   const memory = options.memory ?? (stream ? undefined : roomFor(weights.bytes, await freeMemory()))
-  const core = new ModelCore(record, weights, opened.tokenizer, {
-    device: options.device ?? 'cpu',
-    ...(options.threads ? { threads: options.threads } : {}),
-    contextLength,
-    ...(opened.images ? { images: opened.images } : {}),
-    compile: options.compile ?? 'auto',
-    memory,
-    stream,
-  })
+  const core = new ModelCore(
+    record,
+    weights,
+    {
+      device: options.device ?? 'cpu',
+      ...(options.threads ? { threads: options.threads } : {}),
+      contextLength,
+      ...(opened.images ? { images: opened.images } : {}),
+      compile: options.compile ?? 'auto',
+      memory,
+      stream,
+    },
+    { opened, options },
+  )
   // Tracing asks for every tensor by name and shape, so that a wrong checkpoint fails here and not in the numbers.
   core.trace({ cache: false, explicitPositions: false, slots: false, lastOnly: false })
   weights.checkAllRead(architecture.read)
@@ -91,7 +103,7 @@ export async function assemble(opened: OpenedModel, options: LoadOptions & { con
     ...weights.checks,
     ...checkTokenizer(opened.tokenizer, architecture),
   ]
-  return new Model(core, { id: opened.id, hash: opened.hash, checks })
+  return new Model(core, { id: opened.id, hash: opened.hash, checks, transforms: opened.transforms ?? [] })
 }
 
 function contextOf({ maxPositions, learnedPositions }: Architecture, wanted: number | undefined): number {

@@ -6,6 +6,7 @@ import { decodeImage, type Picture, pixelValues, readProcessor } from '../models
 import type { Precision } from '../models/quantised.ts'
 import type { DecoderSpec } from '../models/spec.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
+import type { Transform } from '../models/transforms/index.ts'
 import { type SiteInfo, sequenceOf } from '../sites/address.ts'
 import { type Edit, edit } from '../sites/edits.ts'
 import { axisSize, type FireCounts, type PreparedEdit, prepareEdits, type StepPlace, type StepPlaces } from '../sites/prepare.ts'
@@ -18,6 +19,7 @@ import { type GenerateOptions, Generation, type TracedLogits } from './generate.
 import { type GradientOptions, type GradientRequest, type GradientResult, gradientOf } from './gradient.ts'
 import { batchOf, needLogits } from './inputs.ts'
 import { type CacheOwner, KeyValueCache } from './key-value-cache.ts'
+import type { SavedModel, SaveOptions } from './save.ts'
 import {
   batchOfLayout,
   checkTokensKnown,
@@ -38,6 +40,8 @@ export interface ModelOrigin {
   readonly hash: () => Promise<string>
   /** What was checked at load, as sentences. */
   readonly checks: readonly string[]
+  /** What was done to its weights, first to last; `inverse` undoes the last. */
+  readonly transforms: readonly Transform[]
 }
 
 /** Options of a run. */
@@ -181,6 +185,22 @@ export class Model {
   /** The same weights without any edit. */
   get plain(): Model {
     return this.edits.length === 0 ? this : new Model(this.core, this.origin)
+  }
+
+  /**
+   * A model with other weights, by transforms in order (`transformOf('fold_norms', {})`); this value stays as it is, and its edits are in force on the new one.
+   * @throws ModelError where the family cannot have a transform.
+   */
+  async transformed(...transforms: readonly Transform[]): Promise<Model> {
+    return (await import('./transform.ts')).transform(this, transforms)
+  }
+
+  /**
+   * Writes the model as a Hugging Face folder: config.json, safetensors (several, with an index, where they are large), tokenizer files, and a record of what was
+   * done to the weights. Edits are no weights: a model with edits is refused; fold them first (`foldEdits`). Node only.
+   */
+  async save(folder: string, options: SaveOptions = {}): Promise<SavedModel> {
+    return (await import('./save.ts')).saveModel(this, folder, options)
   }
 
   /** The batch of anything that can be run: rows of token ids, or images. Texts get the model's special tokens; an encoder–decoder's decoder then begins with its start token. */

@@ -10,10 +10,12 @@ import { ggufModel } from '../models/gguf-model.ts'
 import { grokkingModel, looksLikeGrokking } from '../models/grokking-model.ts'
 import { type FileRange, type ResolvedSource, resolveSource } from '../models/hub/index.ts'
 import { ggufTokenizer, loadHfTokenizer, parseLlama2cTokenizer, type Tokenizer } from '../models/text/index.ts'
+import type { Transform } from '../models/transforms/index.ts'
 import { assemble, type LoadOptions, type OpenedModel } from './load.ts'
 import type { Model } from './model.ts'
 import { loadOnnx } from './onnx/load.ts'
 import type { OnnxModel } from './onnx/model.ts'
+import { recordFile } from './save.ts'
 import { selfChecked } from './self-checked.ts'
 
 /**
@@ -89,7 +91,27 @@ async function openHfFolder(folder: string, weights: string): ReturnType<Opener>
   const store = weights === folder && !safe && pickled ? await openPickle(folder) : await openSafetensors(weights)
   const tokenizer = existsSync(join(folder, 'tokenizer.json')) ? await loadHfTokenizer(folder) : undefined
   const images = await imageConfig(folder)
-  return { store, config, ...(tokenizer ? { tokenizer } : {}), ...(images ? { images } : {}) }
+  return {
+    store,
+    config,
+    folder,
+    ...(await recordedTransforms(folder)),
+    ...(tokenizer ? { tokenizer } : {}),
+    ...(images ? { images } : {}),
+  }
+}
+
+/** What was done to the weights before they were saved, where the folder is one of ours. */
+async function recordedTransforms(folder: string): Promise<Pick<OpenedModel, 'transforms' | 'checks'>> {
+  const path = join(folder, recordFile)
+  if (!existsSync(path)) return {}
+  const record = (await readJson(path)) as { format?: unknown; transforms?: unknown }
+  const sound = (t: unknown): t is Transform => typeof (t as Transform | null)?.kind === 'string'
+  if (record?.format !== 'actlens.model' || !Array.isArray(record.transforms) || !record.transforms.every(sound))
+    throw new FormatError(`${path} is not a record of a saved model; remove it, or save the model again.`)
+  const { transforms } = record as { transforms: readonly Transform[] }
+  if (transforms.length === 0) return {}
+  return { transforms, checks: [`its weights were transformed before it was saved: ${transforms.map((t) => t.kind).join(', ')}`] }
 }
 
 /** The image part of a processor file, under its old or its new name. */

@@ -1,7 +1,9 @@
 /** @file Transforms of a model's weights: a model value in, another out; edits as weights where that is exact; what was done as a record. */
 import { EditError, ModelError, UsageError } from '../base/errors.ts'
+import { WeightStore } from '../models/formats/index.ts'
 import { inverse, type SiteMap, type Transform, transformCheckpoint, transformOf } from '../models/transforms/index.ts'
 import type { DataEdit, Edit } from '../sites/edits.ts'
+import { layerAllowed } from '../sites/where.ts'
 import { assemble } from './load.ts'
 import type { Model } from './model.ts'
 
@@ -33,7 +35,11 @@ export type TransformRecord = { readonly kind: string; readonly params: unknown;
 /** The transforms of a model as plain data, first to last. */
 export async function transformRecords(transforms: readonly Transform[]): Promise<TransformRecord[]> {
   return Promise.all(
-    transforms.map(async (t) => ({ kind: t.kind, params: await plain(t.params, longestList), ...(t.inverse ? { inverse: true as const } : {}) })),
+    transforms.map(async (t) => ({
+      kind: t.kind,
+      params: await plain(t.params, longestList),
+      ...(t.inverse ? { inverse: true as const } : {}),
+    })),
   )
 }
 
@@ -41,6 +47,18 @@ export async function transformRecords(transforms: readonly Transform[]): Promis
 async function recipeOf(transforms: readonly Transform[]): Promise<string> {
   const data = transforms.map(({ kind, params, record, inverse: undone }) => ({ kind, params, ...(undone ? { undone, record } : {}) }))
   return digest(new TextEncoder().encode(JSON.stringify(await plain(data, 0))))
+}
+
+/** The same tensors, none of which is mapped where it lies: the runtime takes the weights of a program from files or from memory, and what is made has no file. */
+function unmapped(store: WeightStore): WeightStore {
+  const tensors = [...store.tensors.values()].map((t) => {
+    const { path: _, ...source } = t.source
+    return {
+      ...t,
+      source: { ...source, read: (offset: number, length: number) => t.source.read(offset, length), close: () => t.source.close() },
+    }
+  })
+  return new WeightStore({ format: store.format, name: store.name, metadata: store.metadata, sources: [], tensors })
 }
 
 const named = (t: Transform) => (t.inverse ? `undo ${t.kind}` : t.kind)
@@ -69,7 +87,7 @@ export async function transform(model: Model, transforms: readonly Transform[]):
       hash: async () => digest(new TextEncoder().encode(`${await base()} ${whole}`)),
       baseHash: base,
       config: checkpoint.config,
-      store: checkpoint.store,
+      store: options.convert ? checkpoint.store : unmapped(checkpoint.store),
       transforms: all,
     },
     options,
@@ -119,19 +137,25 @@ const affineOps: Readonly<Record<string, (p: Readonly<Record<string, unknown>>, 
 export function foldEdits(model: Model, edits: readonly Edit[]): Transform {
   const maps = edits.flatMap((e): SiteMap[] => {
     const op = affineOps[e.op]
-    if (!op) throw new EditError(`The edit '${e.op}' is no affine map of a site, so it cannot be folded into weights; those that can are ${Object.keys(affineOps).join(', ')}.`)
+    if (!op)
+      throw new EditError(
+        `The edit '${e.op}' is no affine map of a site, so it cannot be folded into weights; those that can are ${Object.keys(affineOps).join(', ')}.`,
+      )
     const { layers: _, ...elsewhere } = e.where ?? {}
     if (Object.keys(elsewhere).length > 0)
-      throw new EditError(`The edit '${e.op}' at '${e.site}' acts only where ${Object.keys(elsewhere).join(', ')} say; weights act on every token. Keep it as an edit.`)
-    const chosen = e.where?.layers === undefined ? undefined : [e.where.layers].flat()
+      throw new EditError(
+        `The edit '${e.op}' at '${e.site}' acts only where ${Object.keys(elsewhere).join(', ')} say; weights act on every token. Keep it as an edit.`,
+      )
     return model
       .resolve(e.site)
-      .filter(({ layer }) => chosen === undefined || chosen.includes(layer as number))
+      .filter((info) => layerAllowed(e.where ?? {}, info.layer, info.stack.layers))
       .map((info) => {
         const width = model
           .shapeOf(info)
           .slice(2)
           .reduce<number>((p, n) => p * (typeof n === 'number' ? n : Number.NaN), 1)
+        if (!Number.isInteger(width))
+          throw new EditError(`'${info.site}' has no coordinates of its own that weights could move; keep the edit.`)
         return { site: info.site, ...op((e as DataEdit).params ?? {}, width) }
       })
   })

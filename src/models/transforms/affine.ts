@@ -92,10 +92,16 @@ function placeOf(spec: DecoderSpec, site: string): Place {
   const [name = '', index] = site.split('.')
   const layer = index === undefined ? 0 : Number(index)
   if (name === 'resid_pre' && layer > 0) return placeOf(spec, `resid_post.${layer - 1}`)
+  // Between the embeddings and the first block, positions may be added, which a sum does not mind.
+  if (name === 'resid_pre' && spec.embeddingNorm) throw new ModelError('A norm stands between the embeddings and this site.')
+  if (name === 'resid_pre') return placeOf(spec, 'embeddings')
   const find = places[name]
   if (!find)
-    throw new ModelError(`A map at '${site}' cannot be folded into weights; it can at ${Object.keys(places).join(', ')}. Keep it as an edit.`)
-  if (!Number.isInteger(layer) || layer < 0 || layer >= spec.layers) throw new UsageError(`'${site}' names no layer of 0 to ${spec.layers - 1}.`)
+    throw new ModelError(
+      `A map at '${site}' cannot be folded into weights; it can at ${Object.keys(places).join(', ')}. Keep it as an edit.`,
+    )
+  if (!Number.isInteger(layer) || layer < 0 || layer >= spec.layers)
+    throw new UsageError(`'${site}' names no layer of 0 to ${spec.layers - 1}.`)
   return find(spec, layer)
 }
 
@@ -145,7 +151,8 @@ async function fold(draft: Draft, { site, scale, shift }: SiteMap): Promise<void
   const shifts = shift !== undefined && Array.from(shift).some((v) => v !== 0)
   const check = (width: number) => {
     for (const part of [scale, shift])
-      if (part && part.length !== width) throw new ShapeError(`The map at '${site}' has ${part.length} numbers, but the site is ${width} wide.`)
+      if (part && part.length !== width)
+        throw new ShapeError(`The map at '${site}' has ${part.length} numbers, but the site is ${width} wide.`)
   }
   const factors = scale && Float32Array.from(scale)
   const added = Float32Array.from(shift ?? [])
@@ -154,7 +161,9 @@ async function fold(draft: Draft, { site, scale, shift }: SiteMap): Promise<void
     const width = (await draft.vector(norm.weight as string)).length
     check(width)
     if (factors) {
-      await update(draft, norm.weight as string, (g, i) => (norm.plusOne ? (g + 1) * (factors[i] as number) - 1 : g * (factors[i] as number)))
+      await update(draft, norm.weight as string, (g, i) =>
+        norm.plusOne ? (g + 1) * (factors[i] as number) - 1 : g * (factors[i] as number),
+      )
       if (norm.bias) await update(draft, norm.bias, (b, i) => b * (factors[i] as number))
     }
     if (!shifts) return
@@ -176,10 +185,12 @@ async function fold(draft: Draft, { site, scale, shift }: SiteMap): Promise<void
   check(widthOf(place.layer(draft.spec), 'out'))
   if (place.kind === 'stream') {
     if (factors?.some((v) => v !== 1))
-      throw new ModelError(`A map at '${site}' scales the whole residual stream, which no one matrix writes; only its shift could be folded. Keep it as an edit.`)
+      throw new ModelError(
+        `A map at '${site}' scales the whole residual stream, which no one matrix writes; only its shift could be folded. Keep it as an edit.`,
+      )
     if (!shifts) return
     const by = added.map((v) => v / place.factor)
-    if (site.startsWith('embeddings')) return shiftRows(draft, place.layer(draft.spec), by)
+    if (place.layer === embeddingLayer) return shiftRows(draft, place.layer(draft.spec), by)
     giveBiases(draft, site, (s) => [place.layer(s)])
     return draft.shift(place.layer(draft.spec), by)
   }
@@ -194,9 +205,16 @@ async function fold(draft: Draft, { site, scale, shift }: SiteMap): Promise<void
 
 /** Adds a vector to every row of the embedding. */
 function shiftRows(draft: Draft, l: Linear, by: Float32Array): void {
-  if (l.layout !== 'in,out') throw new ModelError('The embeddings are projected before they enter the stream, and that projection has no bias.')
+  if (l.layout !== 'in,out')
+    throw new ModelError('The embeddings are projected before they enter the stream, and that projection has no bias.')
   draft.untie()
-  draft.change(l, (m: Matrix) => plusProduct(m, async () => new Float32Array(m.rows).fill(1), async () => by))
+  draft.change(l, (m: Matrix) =>
+    plusProduct(
+      m,
+      async () => new Float32Array(m.rows).fill(1),
+      async () => by,
+    ),
+  )
 }
 
 export const foldAffine = kind<{ readonly maps: readonly SiteMap[] }>({
@@ -204,20 +222,30 @@ export const foldAffine = kind<{ readonly maps: readonly SiteMap[] }>({
   keeps: 'nothing',
   params: ['maps'],
   async apply(draft, { maps }) {
-    if (!Array.isArray(maps) || maps.length === 0) throw new UsageError('There is no map to fold; give at least one { site, scale, shift }.')
+    if (!Array.isArray(maps) || maps.length === 0)
+      throw new UsageError('There is no map to fold; give at least one { site, scale, shift }.')
     for (const map of maps) await fold(draft, map)
-    return {}
+    return { vectors: await draft.vectorsBefore() }
   },
-  async undo(draft, { maps }) {
+  undo(draft, { maps }, record) {
     for (const { site, scale, shift } of [...maps].reverse()) {
-      const lost = scale && Array.from(scale).find((v) => v === 0)
-      if (lost !== undefined) throw new ModelError(`The map at '${site}' multiplies a coordinate by 0, which cannot be undone.`)
-      const inverse = scale && Float32Array.from(scale, (v) => 1 / v)
-      await fold(draft, {
-        site,
-        ...(inverse ? { scale: inverse } : {}),
-        ...(shift ? { shift: Float32Array.from(shift, (v, i) => -v * (inverse?.[i] ?? 1)) } : {}),
-      })
+      const place = placeOf(draft.spec, site)
+      if (place.kind === 'norm') continue
+      if (place.kind === 'stream') {
+        if (place.layer === embeddingLayer && shift)
+          shiftRows(
+            draft,
+            place.layer(draft.spec),
+            Float32Array.from(shift, (v) => -v / place.factor),
+          )
+        continue
+      }
+      if (!scale) continue
+      if (Array.from(scale).includes(0)) throw new ModelError(`The map at '${site}' multiplies a coordinate by 0, which cannot be undone.`)
+      const inverse = Float32Array.from(scale, (v) => 1 / v)
+      draft.scale(place.layer(draft.spec), place.kind, inverse)
     }
+    // What was shifted, and the gains, are vectors.
+    draft.putBack(record.vectors)
   },
 })

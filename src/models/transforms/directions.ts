@@ -46,7 +46,8 @@ export const orthogonalise = kind<{ readonly direction: ArrayLike<number> }>({
     if (direction.length !== dModel)
       throw new ShapeError(`The direction has ${direction.length} coordinates, but the residual stream has ${dModel}.`)
     const norm = Math.sqrt(Array.from(direction).reduce((sum, v) => sum + v * v, 0))
-    if (!(norm > 0 && Number.isFinite(norm))) throw new ModelError('The direction has no length, so there is nothing to take out; give another.')
+    if (!(norm > 0 && Number.isFinite(norm)))
+      throw new ModelError('The direction has no length, so there is nothing to take out; give another.')
     // The unembedding reads the stream: it stays as it is.
     draft.untie()
     const unit = Float32Array.from(direction, (v) => v / norm)

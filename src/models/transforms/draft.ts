@@ -6,7 +6,7 @@ import { type StoredTensor, WeightStore } from '../formats/index.ts'
 import type { DecoderSpec, Linear } from '../spec.ts'
 import { storedName } from '../weights.ts'
 import { derivedTensor } from './derived.ts'
-import { held, leftProduct, type LazyVector, type Matrix, plusProduct, rightProduct, scaled, stored, valuesOf, within } from './matrix.ts'
+import { held, type LazyVector, leftProduct, type Matrix, plusProduct, rightProduct, scaled, stored, valuesOf, within } from './matrix.ts'
 
 /** A model as its files say: what is changed, and what a change gives. */
 export interface Checkpoint {
@@ -28,6 +28,8 @@ export class Draft {
   private readonly store: WeightStore
   private readonly family: string | undefined
   private readonly entries = new Map<string, Entry>()
+  /** Vectors as they were before they were first changed. */
+  private readonly before = new Map<string, Entry>()
   private current: Config
   private record: DecoderSpec
 
@@ -90,7 +92,21 @@ export class Draft {
   }
 
   putVector(name: string, values: Float32Array): void {
+    const found = this.find(name)
+    if (found !== undefined && !this.before.has(name)) this.before.set(name, this.entries.get(found) as Entry)
     this.put(name, [values.length], held(values, values.length))
+  }
+
+  /** All vectors that were changed, as they were, for an inverse. */
+  async vectorsBefore(): Promise<Record<string, Float32Array>> {
+    return Object.fromEntries(
+      await Promise.all([...this.before].map(async ([name, { matrix }]) => [name, await valuesOf(matrix)] as const)),
+    )
+  }
+
+  /** Puts back what {@link vectorsBefore} gave. */
+  putBack(vectors: unknown): void {
+    for (const [name, values] of Object.entries(vectors as Record<string, Float32Array>)) this.putVector(name, values)
   }
 
   remove(name: string): void {
@@ -131,9 +147,7 @@ export class Draft {
   async project(l: Linear, direction: Float32Array): Promise<void> {
     const minus = async () => direction.map((v) => -v)
     this.change(l, (m) =>
-      axisOf(l, 'out') === 'rows'
-        ? plusProduct(m, minus, leftProduct(m, direction))
-        : plusProduct(m, rightProduct(m, direction), minus),
+      axisOf(l, 'out') === 'rows' ? plusProduct(m, minus, leftProduct(m, direction)) : plusProduct(m, rightProduct(m, direction), minus),
     )
     if (!l.bias) return
     const bias = await this.vector(l.bias)
@@ -197,4 +211,5 @@ export class Draft {
 }
 
 /** Which axis of the stored matrix a side of a linear layer is. */
-export const axisOf = ({ layout }: Linear, side: 'in' | 'out'): 'rows' | 'columns' => ((layout === 'out,in') === (side === 'out') ? 'rows' : 'columns')
+export const axisOf = ({ layout }: Linear, side: 'in' | 'out'): 'rows' | 'columns' =>
+  (layout === 'out,in') === (side === 'out') ? 'rows' : 'columns'

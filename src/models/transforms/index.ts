@@ -65,7 +65,8 @@ function rowOf({ kind }: Transform): TransformKind<Readonly<Record<string, unkno
 export function inverse(t: Transform): Transform {
   const row = rowOf(t)
   if (t.inverse) return { kind: t.kind, params: t.params }
-  if (!row.undo) throw new UsageError(`The transform '${t.kind}' loses what it takes out, so it has no inverse; keep the model it was applied to.`)
+  if (!row.undo)
+    throw new UsageError(`The transform '${t.kind}' loses what it takes out, so it has no inverse; keep the model it was applied to.`)
   if (!t.record) throw new UsageError(`The transform '${t.kind}' was not applied yet; undo one of model.origin.transforms.`)
   return { ...t, inverse: true }
 }

@@ -110,10 +110,7 @@ export function plusProduct(m: Matrix, left: LazyVector, right: LazyVector, rank
     async read(from, count) {
       const [x, l, r] = [await m.read(from, count), await left(), await right()]
       const trace = () =>
-        add(
-          input('x', 'float32', ['n', m.columns]),
-          matmul(input('l', 'float32', ['n', rank]), input('r', 'float32', [rank, m.columns])),
-        )
+        add(input('x', 'float32', ['n', m.columns]), matmul(input('l', 'float32', ['n', rank]), input('r', 'float32', [rank, m.columns])))
       return compute(`plus ${rank} ${m.columns}`, trace, {
         x: array(x, count, m.columns),
         l: array(l.slice(from * rank, (from + count) * rank), count, rank),

@@ -23,22 +23,15 @@ const effective = ({ plusOne }: Norm, stored: Float32Array) => (plusOne ? stored
 /**
  * n·g + b before W is n before diag(g)·W, with b·W in the bias where every reader has one. Where one has none, the norm keeps the bias b/g.
  */
-async function foldOne(draft: Draft, { norm, readers, site }: NormReaders): Promise<Vectors> {
+async function foldOne(draft: Draft, { norm, readers, site }: NormReaders): Promise<void> {
   const { weight, bias } = norm
-  if (weight === undefined) return {}
-  const before = await draft.vector(weight)
-  const gain = effective(norm, before)
-  const kept: Record<string, Float32Array> = { [weight]: before }
+  if (weight === undefined) return
+  const gain = effective(norm, await draft.vector(weight))
   if (bias !== undefined) {
     const shift = await draft.vector(bias)
-    kept[bias] = shift
     if (readers.every((r) => r.bias !== undefined)) {
       const shifts = await Promise.all(readers.map((r) => draft.applied(r, shift)()))
-      for (const [i, r] of readers.entries()) {
-        // A bias that several readers share is one vector, and is recorded once.
-        kept[r.bias as string] ??= await draft.vector(r.bias as string)
-        await draft.shift(r, shifts[i] as Float32Array)
-      }
+      for (const [i, r] of readers.entries()) await draft.shift(r, shifts[i] as Float32Array)
       draft.putVector(bias, new Float32Array(shift.length))
     } else {
       if (gain.some((g, i) => g === 0 && shift[i] !== 0))
@@ -53,7 +46,6 @@ async function foldOne(draft: Draft, { norm, readers, site }: NormReaders): Prom
   }
   for (const r of readers) draft.scale(r, 'in', gain)
   draft.putVector(weight, neutral(norm, gain.length))
-  return kept
 }
 
 export const foldNorms = kind<object>({
@@ -65,9 +57,8 @@ export const foldNorms = kind<object>({
     if (readers.length === 0)
       throw new ModelError(`The family '${draft.spec.family}' has no norm before a layer whose gain could move into it.`)
     const tied = draft.untie()
-    const vectors: Record<string, Float32Array> = {}
-    for (const r of normReaders(draft.spec)) Object.assign(vectors, await foldOne(draft, r))
-    return { vectors, tied } satisfies FoldRecord
+    for (const r of normReaders(draft.spec)) await foldOne(draft, r)
+    return { vectors: await draft.vectorsBefore(), tied } satisfies FoldRecord
   },
   async undo(draft, _, record) {
     const { vectors, tied } = record as unknown as FoldRecord
@@ -79,7 +70,7 @@ export const foldNorms = kind<object>({
       const inverse = gain.map((g) => 1 / g)
       for (const r of readers) if (!(tied && r.weight === draft.spec.head.weight)) draft.scale(r, 'in', inverse)
     }
-    for (const [name, values] of Object.entries(vectors)) draft.putVector(name, values)
+    draft.putBack(vectors)
     if (!tied) return
     const own = draft.spec.head.weight
     draft.configure({ tie_word_embeddings: true })

@@ -17,7 +17,8 @@ export const cast = kind<{ readonly dtype: 'float16' | 'bfloat16' }>({
   keeps: 'nothing',
   params: ['dtype'],
   apply(draft, { dtype }) {
-    if (dtype !== 'float16' && dtype !== 'bfloat16') throw new UsageError(`Weights are cast to float16 or bfloat16, not to '${String(dtype)}'.`)
+    if (dtype !== 'float16' && dtype !== 'bfloat16')
+      throw new UsageError(`Weights are cast to float16 or bfloat16, not to '${String(dtype)}'.`)
     eachMatrix(draft, (m) => narrowed(m, dtype))
     return {}
   },

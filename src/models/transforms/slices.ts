@@ -30,7 +30,9 @@ function slicedConfig(config: Config, spec: DecoderSpec, layers: readonly number
   }
   // GPT-Neo says its layers in patterns and their repetitions.
   if (Array.isArray(config.attention_types)) {
-    const flat = (config.attention_types as [string[], number][]).flatMap(([pattern, times]) => Array.from({ length: times }, () => pattern).flat())
+    const flat = (config.attention_types as [string[], number][]).flatMap(([pattern, times]) =>
+      Array.from({ length: times }, () => pattern).flat(),
+    )
     changed.attention_types = layers.map((l) => [[flat[l]], 1])
   }
   return changed
@@ -66,7 +68,8 @@ export const keepLayers = kind<{ readonly layers: readonly number[] }>({
 })
 
 /** All coordinates of some heads. */
-const coordinates = (heads: readonly number[], width: number) => heads.flatMap((h) => Array.from({ length: width }, (_, i) => h * width + i))
+const coordinates = (heads: readonly number[], width: number) =>
+  heads.flatMap((h) => Array.from({ length: width }, (_, i) => h * width + i))
 
 export const keepHeads = kind<{ readonly heads: readonly number[] }>({
   doc: 'Some query heads are kept in every layer, with the key-value heads that they read; the matrices become smaller.',
@@ -96,7 +99,10 @@ export const keepHeads = kind<{ readonly heads: readonly number[] }>({
         resize(draft, l, 'out', at)
         if (l.bias === undefined) continue
         const bias = await draft.vector(l.bias)
-        draft.putVector(l.bias, Float32Array.from(at, (i) => bias[i] as number))
+        draft.putVector(
+          l.bias,
+          Float32Array.from(at, (i) => bias[i] as number),
+        )
       }
       resize(draft, a.output, 'in', coordinates(heads, spec.headDim))
     }

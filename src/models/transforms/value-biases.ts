@@ -21,18 +21,15 @@ export const foldValueBiases = kind<object>({
   params: [],
   async apply(draft) {
     const { spec } = draft
-    const vectors: Record<string, Float32Array> = {}
+    let folded = 0
     for (const { attention } of blocksOf(spec)) {
       const found = valueBias(attention.projection, spec)
       if (!found) continue
       if (attention.clip)
         throw new ModelError(`The family '${spec.family}' clamps its values, so that their bias is not the same at every position.`)
-      const output = attention.output.bias
-      if (output === undefined)
+      if (attention.output.bias === undefined)
         throw new ModelError(`The output projection of the family '${spec.family}' has no bias that could take up that of the values.`)
       const bias = await draft.vector(found.name)
-      vectors[found.name] = bias
-      vectors[output] = await draft.vector(output)
       // Every query head receives the bias of its key-value head.
       const group = spec.heads / spec.kvHeads
       const z = Float32Array.from({ length: spec.heads * spec.headDim }, (_, i) => {
@@ -43,11 +40,10 @@ export const foldValueBiases = kind<object>({
       const without = bias.slice()
       for (const i of found.at) without[i] = 0
       draft.putVector(found.name, without)
+      folded++
     }
-    if (Object.keys(vectors).length === 0) throw new ModelError(`The values of the family '${spec.family}' have no bias to fold.`)
-    return { vectors }
+    if (folded === 0) throw new ModelError(`The values of the family '${spec.family}' have no bias to fold.`)
+    return { vectors: await draft.vectorsBefore() }
   },
-  undo(draft, _, record) {
-    for (const [name, values] of Object.entries(record.vectors as Record<string, Float32Array>)) draft.putVector(name, values)
-  },
+  undo: (draft, _, record) => draft.putBack(record.vectors),
 })

@@ -44,7 +44,7 @@ export async function loadOnnx(
     ...(tokenizer ? { tokenizer } : {}),
     ...(recognised.family ? { family: recognised.family } : {}),
     layers: recognised.layers,
-    origin: { ...origin, checks },
+    origin: { ...origin, checks, transforms: [] },
   })
 }
 
