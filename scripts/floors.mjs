@@ -15,7 +15,7 @@ export const floors = [
   ['run'],
   ['explore', 'probe', 'decompose', 'steer', 'attack', 'transfer', 'compress', 'vision'],
   ['papers'],
-  ['cli', 'server'],
+  ['cli', 'server', 'web'],
 ]
 
 /** The folder whose files alone may import ONNX Runtime. */

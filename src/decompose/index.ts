@@ -11,6 +11,7 @@ export {
   latentSummaries,
   steeringVectorOf,
 } from './sae/latents.ts'
+export { type LiveOptions, liveRows } from './sae/live-rows.ts'
 export { type LoadSaeOptions, loadSae, loadSaeWeights, saveSae } from './sae/load.ts'
 export {
   encodeNeuronpediaFeatures,
@@ -27,7 +28,7 @@ export {
   type TrainingScale,
   trainingKinds,
 } from './sae/recipe.ts'
-export { type LiveOptions, liveRows, memoryRows, type RowStream, storedRows } from './sae/rows.ts'
+export { memoryRows, type RowStream, storedRows } from './sae/rows.ts'
 export { Sae, type SaeCallOptions, type SaeRuntime, type SparseActs } from './sae/sae.ts'
 export { type SampleOptions, sampleCorpus } from './sae/sample.ts'
 export { type SaeProgress, type TrainedSae, type TrainSaeOptions, trainSae } from './sae/train.ts'

@@ -63,7 +63,7 @@ export interface OpenedModel {
 /** Bytes of memory that are free now; undefined where the place does not say. */
 async function freeMemory(): Promise<number | undefined> {
   if (typeof process === 'undefined' || !process.versions?.node) return undefined
-  return (await import('node:os')).freemem()
+  return (await import('../base/node.ts')).os.freemem()
 }
 
 /** Bytes of compiled weights to keep: two copies where the machine has room, else one; several programs of a small model. */

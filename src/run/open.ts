@@ -5,10 +5,11 @@ import { FormatError, listed, ModelError } from '../base/errors.ts'
 import { readJson } from '../base/files.ts'
 import type { Config } from '../models/config.ts'
 import { convertWeights, fingerprintOf } from '../models/convert.ts'
-import { openFile, openGguf, openLlama2c, openPickle, openSafetensors } from '../models/formats/index.ts'
+import { openFile, openGguf, openPickle, openSafetensors } from '../models/formats/index.ts'
 import { ggufModel } from '../models/gguf-model.ts'
 import { grokkingModel, looksLikeGrokking } from '../models/grokking-model.ts'
 import { type FileRange, type ResolvedSource, resolveSource } from '../models/hub/index.ts'
+import { llama2cModel } from '../models/llama2c-model.ts'
 import { ggufTokenizer, loadHfTokenizer, parseLlama2cTokenizer, type Tokenizer } from '../models/text/index.ts'
 import type { Transform } from '../models/transforms/index.ts'
 import { assemble, type LoadOptions, type OpenedModel } from './load.ts'
@@ -141,24 +142,9 @@ async function openBin(source: ResolvedSource, path: string): ReturnType<Opener>
 async function openLlama2cModel(source: ResolvedSource, path: string): ReturnType<Opener> {
   const file = await openFile(path)
   const range = source.range && { offset: source.range.from, length: (source.range.to ?? file.size) - source.range.from }
-  const store = await openLlama2c(file, range ? { range } : {})
-  const c = store.config
-  const config: Config = {
-    model_type: 'llama',
-    hidden_size: c.dim,
-    intermediate_size: c.hiddenDim,
-    num_hidden_layers: c.layers,
-    num_attention_heads: c.heads,
-    num_key_value_heads: c.kvHeads,
-    vocab_size: c.vocab,
-    max_position_embeddings: c.maxPos,
-    tie_word_embeddings: c.tied,
-    rms_norm_eps: 1e-5,
-    rope_theta: 10_000,
-    rope_interleaved: true,
-  }
+  const { store, config } = await llama2cModel(file, range)
   const place = source.tokenizer ?? tokenizerBeside(path)
-  const tokenizer = place && (await readLlama2cTokenizer(place, c.vocab))
+  const tokenizer = place && (await readLlama2cTokenizer(place, config.vocab_size as number))
   return { store, config, ...(tokenizer ? { tokenizer } : {}) }
 }
 

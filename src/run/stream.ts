@@ -19,7 +19,7 @@ export async function streams(weightBytes: number, options: { readonly stream?: 
   if (options.stream !== undefined) return options.stream
   if (options.memory !== undefined) return options.memory < weightBytes
   if (typeof process === 'undefined' || !process.versions?.node) return false
-  return (await import('node:os')).totalmem() < weightBytes
+  return (await import('../base/node.ts')).os.totalmem() < weightBytes
 }
 
 /** Room for three blocks, or for as many as `memory` bytes hold; refuses less than three. */

@@ -78,8 +78,8 @@ export async function versions(): Promise<{ actlens: string; runtime: string }> 
 
 async function ownVersion(): Promise<string> {
   if (typeof process === 'undefined' || !process.versions?.node) return 'in a browser'
-  const { createRequire } = await import('node:module')
-  return (createRequire(import.meta.url)('../../package.json') as { version: string }).version
+  const { module } = await import('../base/node.ts')
+  return (module.createRequire(import.meta.url)('../../package.json') as { version: string }).version
 }
 
 /** What a record says of the edits in force; function edits have no hash, since they are no data. */

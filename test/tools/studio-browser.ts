@@ -24,7 +24,8 @@ const places = [
 export const browser = places.find((p) => p !== undefined && existsSync(p))
 /** What a suite says where there is none. */
 export const skipped = browser ? '' : ' (skipped: no Chromium found; install it, or name it in CHROMIUM)'
-const flags = [
+/** How it is started: without a screen, and asking nothing of the network by itself. */
+export const flags = [
   '--headless',
   '--no-sandbox',
   '--disable-gpu',

@@ -53,7 +53,7 @@ export function openFailure(path: string, error: unknown): FormatError {
 
 /** Opens a file for reading by position (Node). */
 export async function openFile(path: string): Promise<ByteSource> {
-  const fs = await import('node:fs')
+  const { fs } = await import('../../base/node.ts')
   let descriptor: number
   let size: number
   try {

@@ -28,9 +28,9 @@ export async function openParts(
   read: PartReader,
 ): Promise<WeightStore> {
   if (typeof from !== 'string') return join(layout, 'read' in from ? [from] : from, read, undefined)
-  const { stat } = await import('node:fs/promises')
-  const { basename, dirname, join: joinPath } = await import('node:path')
-  const found = await stat(from).catch((error: unknown) => {
+  const { fsPromises, path: paths } = await import('../../base/node.ts')
+  const { basename, dirname, join: joinPath } = paths
+  const found = await fsPromises.stat(from).catch((error: unknown) => {
     throw openFailure(from, error)
   })
   const path = found.isDirectory() ? joinPath(from, await pick(from, layout)) : from
@@ -89,8 +89,8 @@ async function join(
 }
 
 async function pick(folder: string, { format, single, index, endings }: FolderLayout): Promise<string> {
-  const { readdir } = await import('node:fs/promises')
-  const names = await readdir(folder)
+  const { fsPromises } = await import('../../base/node.ts')
+  const names = await fsPromises.readdir(folder)
   for (const name of [single, index]) if (names.includes(name)) return name
   const others = names.filter((name) => endings.some((ending) => name.endsWith(ending)))
   if (others.length === 1) return others[0]!

@@ -13,12 +13,11 @@ export interface FileWriter {
 
 /** Begins a file; a file that already has this name stays as it is until the new one is whole. */
 export async function createFile(path: string): Promise<FileWriter> {
-  const { open, rm } = await import('node:fs/promises')
-  const { randomUUID } = await import('node:crypto')
-  // Imported here, since this module is bundled for the browser and that one is for Node.
-  const { renameFirmly, sizeOrKind, writeFailure } = await import('../../base/files.ts')
+  const { crypto, files, fsPromises } = await import('../../base/node.ts')
+  const { open, rm } = fsPromises
+  const { renameFirmly, sizeOrKind, writeFailure } = files
   if ((await sizeOrKind(path)) === 'folder') throw writeFailure(Object.assign(new Error('is a folder'), { code: 'EISDIR' }), path)
-  const temporary = `${path}.${randomUUID().slice(0, 8)}.partial`
+  const temporary = `${path}.${crypto.randomUUID().slice(0, 8)}.partial`
   const file = await open(temporary, 'wx').catch((error: unknown) => {
     throw writeFailure(error, path)
   })

@@ -11,15 +11,14 @@ export {
   removeModel,
 } from './cache.ts'
 export type { Patience } from './download.ts'
+export { type ByteRange, embedded } from './embedded.ts'
 export { fetchHubModel, type HubModel, type HubOptions, hubId, listHubFiles } from './hub.ts'
 export type { HubFile } from './hub-files.ts'
 export { fetchNpmFile, type NpmFile, type NpmOptions, npmId } from './npm.ts'
 export { type NpmRun, type RunNpm, runCommand } from './npm-command.ts'
 export { type Rate, rateMeter } from './progress.ts'
 export {
-  type ByteRange,
   displayName,
-  embedded,
   type FileRange,
   type ModelSource,
   parseModelSource,

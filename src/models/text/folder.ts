@@ -50,18 +50,14 @@ async function readJsonText(read: ReadText, name: string, where: string): Promis
 
 /** The tokenizer of a Hugging Face folder on the disk (Node). */
 export async function loadHfTokenizer(folder: string): Promise<Tokenizer> {
-  // Loaded here, so that the rest of this file runs in a browser.
-  const [{ readFile }, { join }, { readFailure, systemCode }] = await Promise.all([
-    import('node:fs/promises'),
-    import('node:path'),
-    import('../../base/files.ts'),
-  ])
+  const { files, fsPromises, path } = await import('../../base/node.ts')
+  const { readFailure, systemCode } = files
   const read: ReadText = async (name) => {
     try {
-      return await readFile(join(folder, name), 'utf8')
+      return await fsPromises.readFile(path.join(folder, name), 'utf8')
     } catch (error) {
       if (systemCode(error) === 'ENOENT') return undefined
-      throw readFailure(error, join(folder, name))
+      throw readFailure(error, path.join(folder, name))
     }
   }
   return readHfTokenizer(read, folder)

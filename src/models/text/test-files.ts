@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { modelCacheFolder } from '../hub/cache.ts'
-import { embedded } from '../hub/source.ts'
+import { embedded } from '../hub/embedded.ts'
 
 const here = dirname(fileURLToPath(import.meta.url))
 const repository = join(here, '..', '..', '..')

@@ -73,4 +73,8 @@ export interface Runtime {
   /** Makes an empty scratch file; absent where there is no disk. */
   scratch?(): Promise<Scratch>
   tensor(dtype: DType, shape: readonly number[], data: TypedArray): RuntimeTensor
+  /** Makes a device ready before anything runs on it, or refuses it with the reason; absent where nothing can be said before. */
+  prepare?(options: Pick<CompileOptions, 'device' | 'threads'>): Promise<void>
+  /** What this place lacks, and how to have it, in sentences; absent where there is nothing to say. */
+  notes?(): readonly string[]
 }
