@@ -2,7 +2,7 @@
 import { UsageError } from '../base/errors.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
 import { inputNames } from '../models/traced.ts'
-import { type Batch, batchOfRows, checkBatch, type ModelInput, stepFeeds } from '../run/batch.ts'
+import { type Batch, batchOfRows, checkBatch, type ModelInput, passOf, stepFeeds } from '../run/batch.ts'
 import type { ModelCore } from '../run/core.ts'
 import type { Model } from '../run/index.ts'
 import type { SiteInfo } from '../sites/address.ts'
@@ -63,6 +63,15 @@ export function rowFeeds(edited: EditedModel, rows: readonly (readonly number[])
   const feeds: Record<string, NDArray> = { ...core.constantFeeds, ...step.feeds }
   for (const e of own) Object.assign(feeds, feedsOf(e, { text: { step: layout, caller: batch, total: step.total } }, fired))
   if (index !== undefined) feeds[inputNames.lastIndex] = int64(rows.map((r) => placeIn(r, index)))
+  return feeds
+}
+
+/** Feeds of a batch of anything that the model reads, images too, and of the model's own edits over it. */
+export function batchFeeds({ core, own }: EditedModel, batch: Batch): Record<string, NDArray> {
+  const pass = passOf(core.architecture, batch)
+  const fired: FireCounts = new Map()
+  const feeds: Record<string, NDArray> = { ...core.constantFeeds, ...pass.feeds }
+  for (const e of own) Object.assign(feeds, feedsOf(e, pass.places, fired))
   return feeds
 }
 

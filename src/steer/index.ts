@@ -48,4 +48,22 @@ export { pcaCentred, pcaDifference } from './pca.ts'
 export { reading } from './reading.ts'
 export { canonicalJson, type FitFacts, type Position, type RecordedModel, type VectorRecord } from './record.ts'
 export type { Rows } from './rows.ts'
+export {
+  type AnsweredTurn,
+  type AnswerPool,
+  answerLosses,
+  type PooledAnswers,
+  type PooledOptions,
+  pooledAnswers,
+  type TeacherStudentContrast,
+  type TeacherStudentOptions,
+  type TeacherStudentPair,
+  type Tuned,
+  type TunedPoint,
+  type TuneOptions,
+  type Turn,
+  teacherStudent,
+  tuneStrength,
+  turnsInput,
+} from './teacher-student.ts'
 export { type CheckOptions, SteeringVector, type SteerOptions, steer } from './vector.ts'
