@@ -19,6 +19,7 @@ export const paperLoaders: Readonly<Record<string, () => Promise<Paper>>> = {
   'bias-steering': () => import('./bias-steering.ts').then(one),
   east: () => import('./east.ts').then(one),
   lineas: () => import('./lineas.ts').then(one),
+  memcoach: () => import('./memcoach.ts').then(one),
   'reasoning-control-vectors': () => import('./reasoning-control-vectors.ts').then(one),
 }
 
