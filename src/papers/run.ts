@@ -2,7 +2,7 @@
 import { cpus, platform, totalmem } from 'node:os'
 import { ActlensError, CancelledError, ModelError, messageOf, throwIfCancelled, UsageError } from '../base/errors.ts'
 import type { OnProgress, WorkOptions } from '../base/progress.ts'
-import { versions } from '../steer/record.ts'
+import { versions } from '../run/versions.ts'
 import type { Figure, Metrics, Paper, Reading, Repeat, Table } from './paper.ts'
 import { type Json, Study } from './study.ts'
 import { type GateResult, gateResults, meanInterval, type Verdict, verdictOf } from './verdict.ts'

@@ -19,6 +19,7 @@ import { type GenerateOptions, Generation, type TracedLogits } from './generate.
 import { type GradientOptions, type GradientRequest, type GradientResult, gradientOf } from './gradient.ts'
 import { batchOf, needLogits } from './inputs.ts'
 import { type CacheOwner, KeyValueCache } from './key-value-cache.ts'
+import type { ExportedModel, ExportOptions } from './onnx/export-model.ts'
 import type { SavedModel, SaveOptions } from './save.ts'
 import {
   batchOfLayout,
@@ -350,6 +351,15 @@ export class Model {
     if (!logits) return this
     const { apply, reads = [] } = typeof logits === 'function' ? { apply: logits } : logits
     return this.with(edit('logits', apply, { reads }))
+  }
+
+  /**
+   * Writes the model with its edits built in as an ONNX file that any ONNX Runtime runs; see {@link exportModel}. In Node only.
+   * @throws EditError for edits whose numbers the file's inputs do not tell.
+   */
+  async export(path: string, options: ExportOptions = {}): Promise<ExportedModel> {
+    const { exportModel } = await import('./onnx/export-model.ts')
+    return exportModel({ core: this.core, edits: this.prepared, origin: this.origin }, path, options)
   }
 
   /** Frees what was compiled; later runs compile anew. Model values made by `with` share it. */

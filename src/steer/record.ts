@@ -1,7 +1,6 @@
 /** @file The record of a steering vector: what it was made of and with, enough to make it again. */
 import type { NDArray } from '../base/types.ts'
 import type { Edit } from '../sites/edits.ts'
-import { getRuntime } from '../tensor/index.ts'
 
 /** Where a vector reads each example: its last token, the mean over its tokens, or a position (negative from the end). */
 export type Position = 'last' | 'mean' | number
@@ -66,20 +65,6 @@ export async function sha256(value: string | Uint8Array<ArrayBuffer>): Promise<s
   const bytes = typeof value === 'string' ? new TextEncoder().encode(value) : value
   const digest = await globalThis.crypto.subtle.digest('SHA-256', bytes)
   return [...new Uint8Array(digest)].map((b) => b.toString(16).padStart(2, '0')).join('')
-}
-
-let own: Promise<string> | undefined
-
-/** Versions of actlens and of the runtime, for records. */
-export async function versions(): Promise<{ actlens: string; runtime: string }> {
-  own ??= ownVersion()
-  return { actlens: await own, runtime: (await getRuntime()).version }
-}
-
-async function ownVersion(): Promise<string> {
-  if (typeof process === 'undefined' || !process.versions?.node) return 'in a browser'
-  const { module } = await import('../base/node.ts')
-  return (module.createRequire(import.meta.url)('../../package.json') as { version: string }).version
 }
 
 /** What a record says of the edits in force; function edits have no hash, since they are no data. */

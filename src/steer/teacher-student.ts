@@ -6,6 +6,7 @@ import { batchFeeds, editedModel } from '../explore/patch-graph.ts'
 import { checkInput } from '../run/batch.ts'
 import type { Model, ModelInput } from '../run/index.ts'
 import { stackedImages } from '../run/inputs.ts'
+import { versions } from '../run/versions.ts'
 import { sequenceOf } from '../sites/address.ts'
 import {
   gatherElements,
@@ -21,7 +22,7 @@ import {
   type Tensor,
   unsqueeze,
 } from '../tensor/index.ts'
-import { canonicalJson, recordEdits, sha256, versions } from './record.ts'
+import { canonicalJson, recordEdits, sha256 } from './record.ts'
 import { differences, meanRow, type Rows } from './rows.ts'
 import { noDirection, SteeringVector, widthOf } from './vector.ts'
 

@@ -172,8 +172,9 @@ export function weightKey(ref: WeightRef): string {
 /**
  * The same outputs with equal nodes merged, marks removed and chains of reshapes shortened.
  * @param keepCuts whether `cut` marks stay, for a program in segments.
+ * @param keepReshapes whether reshapes stay one by one, where what is between them has a name.
  */
-export function tidy(outputs: readonly Tensor[], keepCuts: boolean): Tensor[] {
+export function tidy(outputs: readonly Tensor[], keepCuts: boolean, keepReshapes = false): Tensor[] {
   const done = new Map<Tensor, Tensor>()
   const merged = new Map<string, readonly Tensor[]>()
   const arrays = new Map<object, number>()
@@ -184,7 +185,7 @@ export function tidy(outputs: readonly Tensor[], keepCuts: boolean): Tensor[] {
       done.set(node.outputs[0] as Tensor, inputs[0] as Tensor)
       continue
     }
-    if (node.op.name === 'reshape') {
+    if (node.op.name === 'reshape' && !keepReshapes) {
       let from = inputs[0] as Tensor
       while (from.node.op.name === 'reshape') {
         // What the inner reshape read its sizes from may be the only place where the outer one finds them.

@@ -221,12 +221,13 @@ function mergeSegments(segmentOf: Map<Node, number>, bytes: number): void {
   for (const [node, segment] of segmentOf) if (segment !== segmentFloating) segmentOf.set(node, groups.get(segment) as number)
 }
 
-/** The same outputs in ops that can be lowered, tidied. */
-function lowerable(outputs: readonly Tensor[], segmented: boolean): Tensor[] {
+/** The same outputs in ops that can be lowered, tidied; `keepReshapes` as in {@link tidy}. */
+export function lowerable(outputs: readonly Tensor[], segmented: boolean, keepReshapes = false): Tensor[] {
   const expander = new Rewriter({ expand: (node) => !node.op.lower || node.op.fuses?.(node) === false })
   return tidy(
     outputs.map((t) => expander.map(t)),
     segmented,
+    keepReshapes,
   )
 }
 

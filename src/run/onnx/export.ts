@@ -58,11 +58,11 @@ export async function exportOnnx(model: OnnxModel, path: string): Promise<Export
   return write(cut, path)
 }
 
-/** Writes a model; weights that lie in files are copied into it, or into a file beside it. */
-export async function write(model: ModelProto, path: string): Promise<ExportedOnnx> {
+/** Writes a model; weights that lie in files are copied into it, or into a file beside it where they are large or it is asked for. */
+export async function write(model: ModelProto, path: string, external = false): Promise<ExportedOnnx> {
   const graph = model.graph as GraphProto
   const total = graph.initializer.reduce((n, t) => n + (storedBytes(t) ?? 0), 0)
-  if (total > inlineLimit) return writeApart(model, graph, path)
+  if (external || total > inlineLimit) return writeApart(model, graph, path)
   const initializer: TensorProto[] = []
   for (const t of graph.initializer)
     initializer.push(isExternal(t) ? create(TensorProtoSchema, { ...plain(t), rawData: await bytesOf(t) }) : t)

@@ -1,4 +1,5 @@
 /** @file Canonical sites in exports of known families: exporters name tensors by the module that computes them. */
+import { FormatError } from '../../base/errors.ts'
 import { type SiteRow, vocabulary } from '../../sites/vocabulary.ts'
 import { floatTypes, type NodeProto, type OnnxFile, type OnnxTensor, order } from '../../tensor/index.ts'
 import type { OnnxSite } from './sites.ts'
@@ -80,8 +81,15 @@ export interface Recognised {
   readonly missing: ReadonlyMap<string, string>
 }
 
-/** Looks for the names of a known family. */
+/** Key of the metadata with what an exported model was made of. */
+export const recordKey = 'actlens.record'
+/** Key of the metadata with the tensor of each canonical site. */
+export const sitesKey = 'actlens.sites'
+
+/** Looks for the names of a known family, or for the record of a file that was exported from here. */
 export function recognise(file: OnnxFile, tensors: ReadonlyMap<string, OnnxTensor>): Recognised {
+  const own = recorded(file, tensors)
+  if (own) return own
   const names = [...tensors.keys()]
   for (const layout of layouts)
     for (const blocks of layout.blocks) {
@@ -92,6 +100,42 @@ export function recognise(file: OnnxFile, tensors: ReadonlyMap<string, OnnxTenso
         return new Recogniser(layout, blocks, layers, new Finder(file, tensors)).all()
     }
   return { layers: 0, sites: [], missing: new Map() }
+}
+
+/** The sites that the metadata of a file of ours names. */
+function recorded(file: OnnxFile, tensors: ReadonlyMap<string, OnnxTensor>): Recognised | undefined {
+  const text = (key: string) => file.model.metadataProps.find((m) => m.key === key)?.value
+  const [record, named] = [text(recordKey), text(sitesKey)]
+  if (record === undefined || named === undefined) return undefined
+  let facts: { family?: unknown; layers?: unknown }
+  let places: Record<string, unknown>
+  try {
+    facts = JSON.parse(record)
+    places = JSON.parse(named)
+  } catch (error) {
+    throw new FormatError(`The metadata '${recordKey}' and '${sitesKey}' of the file are no JSON; it was damaged or changed.`, {
+      cause: error,
+    })
+  }
+  const layers = Number(facts.layers)
+  if (typeof facts.family !== 'string' || !Number.isInteger(layers) || layers < 0) return undefined
+  const sites: OnnxSite[] = []
+  const missing = new Map<string, string>()
+  const known = new Set(Object.keys(places))
+  const put = (site: string, row: SiteRow, layer: number | undefined) => {
+    const tensor = tensors.get(String(places[site]))
+    if (tensor && fits(row, tensor))
+      sites.push({ site, tensor, axes: row.axes, ...(layer === undefined ? {} : { layer }), meaning: row.meaning })
+    return tensor !== undefined
+  }
+  for (const prefix of ['', 'encoder.', 'decoder.', 'text.', 'vision.'])
+    for (const row of vocabulary)
+      for (const layer of row.per === 'layer' ? Array.from({ length: layers }, (_, i) => i) : [undefined]) {
+        const site = `${prefix}${row.name}${layer === undefined ? '' : `.${layer}`}`
+        if (known.has(site) ? put(site, row, layer) : prefix !== '') continue
+        missing.set(site, 'the model that was exported lacks it, or hides it in a fused node')
+      }
+  return { family: facts.family, layers, sites, missing }
 }
 
 /** Finds what modules read and put out, by the names of tensors. */

@@ -4,9 +4,10 @@ import type { WorkOptions } from '../../base/progress.ts'
 import type { NDArray } from '../../base/types.ts'
 import { constantRate, cosineRate, RandomStream } from '../../nn/index.ts'
 import type { Model } from '../../run/model.ts'
+import { versions } from '../../run/versions.ts'
 import { add, differentiate, input, type Tensor } from '../../tensor/index.ts'
 import { type ContrastExamples, tokenised } from '../examples.ts'
-import { canonicalJson, sha256, versions } from '../record.ts'
+import { canonicalJson, sha256 } from '../record.ts'
 import { type AffineMap, AffineMaps, identityMap, type MapsRecord } from './affine-maps.ts'
 import {
   type MapInputs,

@@ -83,6 +83,41 @@ const rules: Readonly<Record<string, Rule>> = {
     const y = op.matmul(at(c, 0), at(c, 1), options)
     return [c.x[2] ? op.add(y, op.mul(c.x[2], op.cast(op.constant('float32', [], [float(c, 'beta', 1)]), y.dtype))) : y]
   },
+  FusedMatMul: (c) => {
+    if (int(c, 'transBatchA', 0) === 1 || int(c, 'transBatchB', 0) === 1) throw refused(c, 'with its batch axes moved')
+    return [
+      op.matmul(at(c, 0), at(c, 1), { transA: int(c, 'transA', 0) === 1, transB: int(c, 'transB', 0) === 1, alpha: float(c, 'alpha', 1) }),
+    ]
+  },
+  MatMulNBits: (c) => {
+    const [bits, n, k, block] = ['bits', 'N', 'K', 'block_size'].map((name) => int(c, name, 4)) as [number, number, number, number]
+    if (bits !== 4 && bits !== 8) throw refused(c, `with ${bits} bits`)
+    if (c.x[4]) throw refused(c, 'with an order of its groups')
+    const count = Math.ceil(k / block)
+    const x = at(c, 0)
+    // Exporters write scales and zero points flat or by rows.
+    const parts = { packed: op.reshape(at(c, 1), [n, count, (block * bits) / 8]), scales: op.reshape(at(c, 2), [n, count]) }
+    const zeros = c.x[3]
+    if (zeros && zeros.dtype !== 'uint8') throw refused(c, `with zero points of type ${zeros.dtype}`)
+    const points = zeros && op.reshape(zeros, [n, Math.ceil((count * bits) / 8)])
+    const y = op.matmulBlocks(x.rank < 2 ? op.unsqueeze(x, 0) : x, parts.packed, parts.scales, points, { n, k, block, bits })
+    const flat = x.rank < 2 ? op.squeeze(y, 0) : y
+    return [c.x[5] ? op.add(flat, c.x[5]) : flat]
+  },
+  RotaryEmbedding: (c) => {
+    const x = at(c, 0)
+    const heads = int(c, 'num_heads', 0)
+    const tables = { cos: at(c, 2), sin: at(c, 3) }
+    if (c.node.domain !== 'com.microsoft' || x.rank !== 3) throw refused(c, 'over heads apart')
+    const positions = at(c, 1).rank === 2 ? at(c, 1) : undefined
+    if (!positions) throw refused(c, 'with one offset for all positions')
+    const pairs = 2 * Number(tables.cos.shape[1])
+    return [op.rotary(x, positions, tables, { heads: heads || Number(x.shape[2]) / pairs, interleaved: int(c, 'interleaved', 0) === 1 })]
+  },
+  ScatterElements: (c) => {
+    if (text(c, 'reduction', 'none') !== 'none') throw refused(c, 'that adds')
+    return [op.scatterElements(at(c, 0), at(c, 1), at(c, 2), int(c, 'axis', 0))]
+  },
   Neg: one(op.neg),
   Exp: one(op.exp),
   Log: one(op.log),

@@ -15,7 +15,7 @@ import {
 } from '../tensor.ts'
 import { add, and, less, lessEqual, mul, not, sub, tanh, where } from './elementwise.ts'
 import { scatterElements } from './indexing.ts'
-import { expand, iota, reshape, sliceTo, transpose, unsqueeze } from './layout.ts'
+import { concat, expand, iota, reshape, sliceTo, transpose, unsqueeze } from './layout.ts'
 import { matmul } from './linear.ts'
 import { softmax } from './reduce.ts'
 import { rotary } from './rotary.ts'
@@ -36,7 +36,7 @@ export interface AttentionInputs {
   readonly slots: Tensor
   /** Rotary tables [max_pos, rotary/2], when the family rotates. */
   readonly rotary?: { readonly cos: Tensor; readonly sin: Tensor; readonly positions: Tensor }
-  /** Cached keys and values [batch, kv_head, capacity, d_head], written in place. */
+  /** Cached keys and values [batch, kv_head, capacity, d_head], written in place; where the cache `grows`, those of earlier steps alone. */
   readonly past?: { readonly keys: Tensor; readonly values: Tensor }
   /** Added to the scores, [batch or 1, head or 1, pos or 1, key]. */
   readonly bias?: Tensor
@@ -57,6 +57,8 @@ export interface AttentionAttrs {
   readonly window?: number
   /** Positions are read from `rotary.positions` instead of being the slots. */
   readonly explicitPositions: boolean
+  /** The cache has no room for this step yet: keys and values that come out are longer by it. */
+  readonly grows?: boolean
 }
 
 const names = ['q', 'k', 'v', 'last_slot', 'total', 'slots', 'cos', 'sin', 'positions', 'past_keys', 'past_values', 'bias'] as const
@@ -77,7 +79,10 @@ defineOp({
         `'attention' with ${a.heads}/${a.kvHeads} heads of ${a.headDim} got q of width ${q.shape.at(-1)} and k of width ${k.shape.at(-1)}.`,
       )
     const past = inputs[names.indexOf('past_keys')]
-    const cache: TensorType = { dtype: q.dtype, shape: [q.shape[0] as Dim, a.kvHeads, past ? (past.shape[2] as Dim) : 'total', a.headDim] }
+    const cache: TensorType = {
+      dtype: q.dtype,
+      shape: [q.shape[0] as Dim, a.kvHeads, past && !a.grows ? (past.shape[2] as Dim) : 'total', a.headDim],
+    }
     return [{ dtype: q.dtype, shape: q.shape }, cache, cache]
   },
   lower: (e, inputs, node) => {
@@ -153,12 +158,13 @@ function expandAttention(t: Readonly<Partial<Record<InputName, Tensor>>>, attrs:
 
   const write = (past: Tensor | undefined, fresh: Tensor) => {
     if (!past) return fresh
+    if (a.grows) return sliceTo(concat([past, fresh], 2), 2, total, 'total')
     const index = expand(unsqueeze(unsqueeze(slots, 1), 3), fresh.shape, fresh)
     return scatterElements(past, index, fresh, 2)
   }
   const keyCache = write(t.past_keys, kRot)
   const valueCache = write(t.past_values, vHeads)
-  const seen = (cache: Tensor, past: Tensor | undefined) => (past ? sliceTo(cache, 2, total, 'total') : cache)
+  const seen = (cache: Tensor, past: Tensor | undefined) => (past && !a.grows ? sliceTo(cache, 2, total, 'total') : cache)
   const keys = seen(keyCache, t.past_keys)
   const values = seen(valueCache, t.past_values)
 
