@@ -18,6 +18,7 @@ const one = (module: { readonly paper: Paper }): Paper => module.paper
 export const paperLoaders: Readonly<Record<string, () => Promise<Paper>>> = {
   'bias-steering': () => import('./bias-steering.ts').then(one),
   east: () => import('./east.ts').then(one),
+  esr: () => import('./esr.ts').then(one),
   lineas: () => import('./lineas.ts').then(one),
   memcoach: () => import('./memcoach.ts').then(one),
   'reasoning-control-vectors': () => import('./reasoning-control-vectors.ts').then(one),
