@@ -147,8 +147,6 @@ export const paper = definePaper({
     'A planted correction shows that the protocol measures what it says, not that language models have one: with --model a text model of 135 million parameters hardly ever starts again.',
   ],
   model: 'trained here: GPT-2 layout, 3 blocks, width 48; three shares of corrections',
-  ownModel:
-    'runs the protocol on your model, too: calibration, restarts under steering and without, by phrases and by likeness to its own unsteered answers',
   seeds: [0, 1, 2],
   revision: 1,
   repeat: (study: Study) => esrToy(study),

@@ -47,6 +47,7 @@ export { decodeNeuronpedia, encodeNeuronpedia, type NeuronpediaWriteOptions } fr
 export { pcaCentred, pcaDifference } from './pca.ts'
 export { reading } from './reading.ts'
 export { canonicalJson, type FitFacts, type Position, type RecordedModel, type VectorRecord } from './record.ts'
+export * from './resistance/index.ts'
 export type { Rows } from './rows.ts'
 export {
   type AnsweredTurn,

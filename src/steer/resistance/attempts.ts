@@ -1,10 +1,19 @@
 /** @file Attempts of an answer, and rates over answers: how often a model starts again, and how often that helps. */
 import { UsageError } from '../../base/errors.ts'
 
-/** Phrases by which people and models say that they start again, lower case. */
+/** Phrases by which people and models say that they start again, lower case. With their commas, since recipes say “Wait ten minutes”. */
 export const restartPhrases: readonly string[] = [
-  'wait',
-  'hold on',
+  'wait,',
+  'wait.',
+  'wait!',
+  'wait -',
+  'wait –',
+  'wait —',
+  'wait no',
+  'no, wait',
+  'oh wait',
+  'hold on,',
+  'hold on.',
   'oops',
   'sorry',
   'i apologize',
@@ -40,24 +49,25 @@ export const restartPhrases: readonly string[] = [
 /** Starts of sentences: of the text, of lines, and after a full stop, question mark, exclamation mark, ellipsis or dash. */
 const sentenceStart = /(?:^|\n|[.!?…]["'”’)\]*_]*\s|[—–]|\s-)[\s"'“‘*_(]*/g
 
+/** Words from which on a part is an attempt; “Wait, that’s wrong.” only begins one. */
+const leastWords = 5
+const words = (text: string) => text.match(/[\p{L}\p{N}'’]+/gu)?.length ?? 0
+
 /**
  * Parts of an answer at whose starts it says that it starts again; an answer without such a phrase is one part, and an empty one none. A phrase counts
- * at the start of a sentence only, so that a dialogue or a recipe that says “wait” in passing is no restart.
+ * at the start of a sentence only. What is said between two such phrases belongs to the second where it is shorter than five words.
  */
 export function splitAttempts(text: string, phrases: readonly string[] = restartPhrases): string[] {
   const lower = text.toLowerCase().replaceAll('’', "'")
   const says = (at: number) =>
     phrases.some((p) => lower.startsWith(p, at) && !/[\p{L}\p{N}']/u.test(/\w$/.test(p) ? (lower[at + p.length] ?? '') : ''))
-  const starts = new Set<number>()
-  for (const m of lower.matchAll(sentenceStart)) {
-    const at = m.index + m[0].length
-    if (says(at)) starts.add(at)
-  }
-  const cuts = [0, ...[...starts].filter((s) => lower.slice(0, s).trim() !== ''), text.length]
-  return cuts.slice(1).flatMap((end, i) => {
-    const part = text.slice(cuts[i], end).trim()
-    return part === '' ? [] : [part]
-  })
+  const starts = [...lower.matchAll(sentenceStart)]
+    .map((m) => m.index + m[0].length)
+    .filter((at) => lower.slice(0, at).trim() !== '' && says(at))
+  const cuts = [0]
+  for (const at of [...new Set(starts)]) if (cuts.length === 1 || words(text.slice(cuts.at(-1), at)) >= leastWords) cuts.push(at)
+  if (cuts.length > 1 && words(text.slice(cuts.at(-1))) < leastWords) cuts.pop()
+  return cuts.map((at, i) => text.slice(at, cuts[i + 1]).trim()).filter((part) => part !== '')
 }
 
 /** Parts of an answer between tokens that say that it starts again; the parts may be empty. */

@@ -1,21 +1,12 @@
 /** @file Off-topic detectors: neurons or latents that are active where an answer does not belong to its question; taking them out, and random ones like them. */
-import { throwIfCancelled, UsageError } from '../../base/errors.ts'
+import { UsageError } from '../../base/errors.ts'
 import type { WorkOptions } from '../../base/progress.ts'
-import type { NDArray } from '../../base/types.ts'
-import type { Sae } from '../../decompose/sae/sae.ts'
 import { RandomStream } from '../../nn/index.ts'
 import { ascending, auroc } from '../../probe/metrics.ts'
 import type { Model } from '../../run/index.ts'
 import { affine, type DataEdit, sae as saeEdit } from '../../sites/index.ts'
-import { input, max, mean, Program, SessionCache } from '../../tensor/index.ts'
 import { widthOf } from '../vector.ts'
-
-/** What is read: the coordinates of a site (of `mlp_act.3`: neurons), or the latents of an autoencoder at a site. */
-export interface FeatureSource {
-  readonly site: string
-  /** An autoencoder that reads the site. */
-  readonly sae?: Sae
-}
+import { type FeatureSource, type Pooled, pooledFeatures } from './pooled.ts'
 
 /** What is known of one neuron or latent. */
 export interface Detector {
@@ -64,52 +55,6 @@ export function derangement(count: number, seed: number, differ: (a: number, b: 
   return order
 }
 
-const sessions = new SessionCache(1 << 26)
-
-/** Maximum and mean over the tokens of one text. */
-function pooling(width: number): Promise<Program> {
-  const x = input('x', 'float32', ['pos', width])
-  return Program.of({ max: max(x, [0]), mean: mean(x, [0]) }, { device: 'cpu', cache: sessions, threads: 1 })
-}
-
-interface Pooled {
-  readonly max: Float32Array[]
-  readonly mean: Float32Array[]
-}
-
-async function pooled(model: Model, rows: readonly (readonly number[])[], o: DetectorOptions): Promise<Pooled[]> {
-  const { batch = 32, signal, onProgress } = o
-  const sites = o.sources.map(({ site, sae }) => (sae ? sae.site(model, site) : model.site(site)))
-  const widths = sites.map((s) => widthOf(model, s))
-  const programs = new Map<number, Promise<Program>>()
-  const programOf = (width: number) => programs.get(width) ?? (programs.set(width, pooling(width)).get(width) as Promise<Program>)
-  const out: Pooled[] = o.sources.map(() => ({ max: [], mean: [] }))
-  for (let from = 0; from < rows.length; from += batch) {
-    throwIfCancelled(signal)
-    const part = rows.slice(from, from + batch)
-    const { taps } = await model.run({ rows: part }, { taps: sites.map((s) => s.site), logits: false, signal })
-    for (const [k, { sae }] of o.sources.entries()) {
-      const width = widths[k] as number
-      const { shape, data } = taps[(sites[k] as { site: string }).site] as unknown as NDArray<Float32Array>
-      const columns = shape[1] as number
-      for (const [b, row] of part.entries()) {
-        const at = b * columns * width
-        const values: NDArray<Float32Array> = {
-          dtype: 'float32',
-          shape: [row.length, width],
-          data: data.subarray(at, at + row.length * width),
-        }
-        const x = sae ? await sae.encode(values, { signal }) : values
-        const found = await (await programOf(x.shape[1] as number)).run({ x })
-        out[k]?.max.push(found.max?.data as Float32Array)
-        out[k]?.mean.push(found.mean?.data as Float32Array)
-      }
-    }
-    onProgress?.({ task: 'reading pairs', done: Math.min(rows.length, from + batch), total: rows.length, unit: 'texts' })
-  }
-  return out
-}
-
 /**
  * All neurons or latents of some sources, those first that tell mismatched from matched texts best: by the area under the curve of the maximum over
  * tokens (max pooling, teacher-forced, unsteered; arXiv:2602.06941), then by the difference of the maxima in standard deviations.
@@ -118,8 +63,8 @@ export async function findDetectors(model: Model, options: DetectorOptions): Pro
   const { matched, mismatched, sources } = options
   if (matched.length < 2 || mismatched.length < 2) throw new UsageError('Detectors need at least two matched and two mismatched texts.')
   if (sources.length === 0) throw new UsageError('Name at least one source: a site, or an autoencoder at a site.')
-  const own = await pooled(model.plain, matched, options)
-  const other = await pooled(model.plain, mismatched, options)
+  const own = await pooledFeatures(model.plain, matched, options)
+  const other = await pooledFeatures(model.plain, mismatched, options)
   const positive = Uint8Array.from([...mismatched.map(() => 1), ...matched.map(() => 0)])
   const meanOf = (values: readonly number[]) => values.reduce((s, v) => s + v, 0) / values.length
   const found: { detector: Detector; effect: number }[] = []

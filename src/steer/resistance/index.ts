@@ -6,11 +6,13 @@ export {
   type Detector,
   type DetectorOptions,
   derangement,
-  type FeatureSource,
   findDetectors,
   randomSets,
   silentOnMatched,
 } from './detectors.ts'
+export { type ReferenceJudge, type ReferenceOptions, referenceJudge } from './judge.ts'
+export type { FeatureSource } from './pooled.ts'
+export { irrelevantLatents, measureResistance, type ProtocolOptions, type ResistanceReport } from './protocol.ts'
 export {
   type Answer,
   type AnswerPairs,
