@@ -102,7 +102,7 @@ function asTokens(photo: Photo, random: RandomStream): number[] {
 /** Pixels along a side, and of a patch. */
 export const pixels = { side: 32, patch: 8 } as const
 
-/** A rendered photo, [3, 32, 32] about 0 … 1: a face of some size, off the middle by its centring, eyes turned away by its gaze, squares around. */
+/** A rendered photo, [3, 32, 32] from about −1 to 1: a face of some size, off the middle by its centring, eyes turned away by its gaze, squares around. */
 export function rendered(photo: Photo, random: RandomStream): NDArray<Float32Array> {
   const [size, centring, gaze, clutter, brightness] = photo as [number, number, number, number, number]
   const { side } = pixels
@@ -126,7 +126,7 @@ export function rendered(photo: Photo, random: RandomStream): NDArray<Float32Arr
   paint([0.9, 0.6, 0.5], (x, y) => (x - cx) ** 2 + (y - cy) ** 2 < radius ** 2)
   const eye = cx + ((levels - 1 - gaze) / levels) * radius
   paint([0.1, 0.1, 0.9], (x, y) => (x - eye) ** 2 + (y - cy) ** 2 < (0.45 * radius) ** 2)
-  for (let i = 0; i < data.length; i++) data[i] = (data[i] as number) + 0.02 * random.normal()
+  for (let i = 0; i < data.length; i++) data[i] = 2 * (data[i] as number) - 1 + 0.04 * random.normal()
   return { dtype: 'float32', shape: [3, side, side], data }
 }
 
