@@ -6,13 +6,18 @@ import {
   compose,
   type Device,
   encode,
+  fusedSites,
   getRuntime,
   inferTypes,
+  innerName,
+  isFused,
+  type NodeProto,
   type OnnxFile,
   type OnnxTensor,
   type RuntimeTensor,
   SessionCache,
   type Splice,
+  writeOut,
 } from '../../tensor/index.ts'
 
 /** A value of an ONNX model: an array of numbers, or of texts. */
@@ -51,6 +56,10 @@ export class OnnxCore {
   /** All tensors of the main graph, as the runtime types them. */
   readonly tensors: ReadonlyMap<string, OnnxTensor>
   private readonly programs = new Map<string, Program>()
+  /** Fused nodes that can be written out, by the names of what is inside them. */
+  private readonly insides = new Map<string, NodeProto>()
+  private readonly files = new Map<string, OnnxFile>()
+  private whole: Promise<OnnxCore> | undefined
   private readonly id = nextCore++
 
   private constructor(file: OnnxFile, options: OnnxCoreOptions, tensors: ReadonlyMap<string, OnnxTensor>) {
@@ -58,6 +67,8 @@ export class OnnxCore {
     this.options = options
     this.tensors = tensors
     this.sessions = new SessionCache(options.memory)
+    for (const node of file.graph.node)
+      if (isFused(node, tensors)) for (const site of fusedSites) this.insides.set(innerName(node, site), node)
   }
 
   /** Types a file's tensors; refuses what the runtime cannot run. */
@@ -85,11 +96,29 @@ export class OnnxCore {
     const key = JSON.stringify([request.fetch, request.key])
     let program = this.programs.get(key)
     if (!program) {
-      const composed = compose(this.file, request)
+      const composed = compose(this.fileFor(request), request)
       program = { composed, lowered: encode(composed.model, this.options.filesUsed) }
       this.programs.set(key, program)
     }
     return program
+  }
+
+  /** The file, with those fused nodes in simpler ops that a request looks into. */
+  private fileFor({ fetch, splices }: PassRequest): OnnxFile {
+    const read = [...fetch, ...splices.flatMap((s) => [s.tensor, ...s.nodes.flatMap((n) => n.input)])]
+    const nodes = new Set(read.flatMap((name) => this.insides.get(name) ?? []))
+    if (nodes.size === 0) return this.file
+    const key = [...nodes].map((n) => n.output[0]).join()
+    const file = this.files.get(key) ?? writeOut(this.file, nodes, this.tensors)
+    this.files.set(key, file)
+    return file
+  }
+
+  /** The same file with all fused attention in simpler ops, which have gradients; itself where it has none. */
+  writtenOut(): Promise<OnnxCore> {
+    if (this.insides.size === 0) return Promise.resolve(this)
+    this.whole ??= OnnxCore.of(writeOut(this.file, new Set(this.insides.values()), this.tensors), this.options)
+    return this.whole
   }
 
   /** Runs a program. `feeds` may hold more than it needs. */
@@ -138,6 +167,7 @@ export class OnnxCore {
   async dispose(): Promise<void> {
     this.programs.clear()
     await this.sessions.clear()
+    await (await this.whole)?.dispose()
   }
 }
 

@@ -185,6 +185,32 @@ test('our importer finds the sites of an exported file, and reads and edits what
   await model.dispose()
 })
 
+for (const cache of [false, true])
+  test(`fused attention of an exported file${cache ? ' with a cache' : ''} shows its pattern, takes edits there, and has gradients`, async () => {
+    const model = await tinyModel()
+    const { path } = await exported(model, { cache })
+    const imported = await loadOnnx(path, { id: 'exported', hash: async () => '' }, { threads: 1 })
+    const ids = rows[0] as number[]
+    const input = imported.tokenInputs([ids])
+    const taps = ['attn_probs.*', 'z.1']
+    const theirs = await imported.run(input, { taps })
+    const ours = await model.run({ ids }, { taps })
+    for (const site of ['attn_probs.0', 'attn_probs.1', 'attn_probs.2', 'z.1'])
+      expect(errorOf(theirs.taps[site]?.data as Float32Array, ours.taps[site]?.data as Float32Array)).toBeLessThan(1e-5)
+    const edits = [scale('attn_scores.1', 0.2), zero('attn_probs.2', { where: { positions: 3 } })]
+    const edited = await imported.with(...edits).run(input)
+    const wanted = (await model.with(...edits).run({ ids })).logits.data
+    expect(errorOf((edited.outputs.logits as NDArray).data, wanted)).toBeLessThan(1e-5)
+    expect(errorOf(ours.logits.data, wanted)).toBeGreaterThan(1e-3)
+    const at = ['resid_pre.0', 'attn_probs.1', 'resid_mid.2']
+    const of = { kind: 'next-token' } as const
+    const g = await imported.with(scale('mlp_out.1', 0.5)).gradient({ of, at }, input)
+    const w = await model.with(scale('mlp_out.1', 0.5)).gradient({ of, at }, { ids })
+    for (const site of at) expect(errorOf(g.sites[site]?.data as Float32Array, w.sites[site]?.data as Float32Array)).toBeLessThan(1e-4)
+    await imported.dispose()
+    await model.dispose()
+  })
+
 test('what the inputs of a file do not tell is refused in a sentence', async () => {
   const model = await tinyModel()
   const path = '/nowhere/model.onnx'

@@ -245,12 +245,14 @@ export class OnnxModel {
    * Gradients of a scalar of a run with respect to sites and weights.
    * @throws ModelError that names the operator where one on the way has no gradient rule.
    */
-  gradient(
+  async gradient(
     request: OnnxGradientRequest,
     input: OnnxInputs,
     options: { readonly signal?: AbortSignal | undefined } = {},
   ): Promise<OnnxGradientResult> {
-    return onnxGradient(this, request, input, options)
+    const core = await this.parts.core.writtenOut()
+    const open = core === this.parts.core ? this : new OnnxModel({ ...this.parts, core }, this.edits)
+    return onnxGradient(open, request, input, options)
   }
 
   /** Values of tensors of the file after the edits, by their names in it. */

@@ -1,7 +1,18 @@
 /** @file Canonical sites in exports of known families: exporters name tensors by the module that computes them. */
 import { FormatError } from '../../base/errors.ts'
 import { type SiteRow, vocabulary } from '../../sites/vocabulary.ts'
-import { floatTypes, type NodeProto, type OnnxFile, type OnnxTensor, order } from '../../tensor/index.ts'
+import {
+  cannotWrite,
+  floatTypes,
+  fusedSites,
+  headsOf,
+  innerName,
+  isFused,
+  type NodeProto,
+  type OnnxFile,
+  type OnnxTensor,
+  order,
+} from '../../tensor/index.ts'
 import type { OnnxSite } from './sites.ts'
 
 /** Modules relative to their block; the first that the file has is taken. */
@@ -121,9 +132,16 @@ function recorded(file: OnnxFile, tensors: ReadonlyMap<string, OnnxTensor>): Rec
   if (typeof facts.family !== 'string' || !Number.isInteger(layers) || layers < 0) return undefined
   const sites: OnnxSite[] = []
   const missing = new Map<string, string>()
+  /** Scores and pattern of the fused node from which z comes. */
+  const insideZ = (z: unknown, { name }: SiteRow): OnnxTensor | undefined => {
+    let node = makers.get(String(z))
+    while (node?.opType === 'Reshape') node = makers.get(node.input[0] as string)
+    return node && (name === 'attn_scores' || name === 'attn_probs') && isFused(node, tensors) ? insideOf(node, name) : undefined
+  }
   const known = new Set(Object.keys(places))
+  const makers = new Map(file.graph.node.flatMap((n) => n.output.map((o) => [o, n] as const)))
   const put = (site: string, row: SiteRow, layer: number | undefined) => {
-    const tensor = tensors.get(String(places[site]))
+    const tensor = tensors.get(String(places[site])) ?? insideZ(places[site.replace(/attn_(scores|probs)/, 'z')], row)
     if (tensor && fits(row, tensor))
       sites.push({ site, tensor, axes: row.axes, ...(layer === undefined ? {} : { layer }), meaning: row.meaning })
     return tensor !== undefined
@@ -132,7 +150,7 @@ function recorded(file: OnnxFile, tensors: ReadonlyMap<string, OnnxTensor>): Rec
     for (const row of vocabulary)
       for (const layer of row.per === 'layer' ? Array.from({ length: layers }, (_, i) => i) : [undefined]) {
         const site = `${prefix}${row.name}${layer === undefined ? '' : `.${layer}`}`
-        if (known.has(site) ? put(site, row, layer) : prefix !== '') continue
+        if (put(site, row, layer) || (prefix !== '' && !known.has(site))) continue
         missing.set(site, 'the model that was exported lacks it, or hides it in a fused node')
       }
   return { family: facts.family, layers, sites, missing }
@@ -140,7 +158,7 @@ function recorded(file: OnnxFile, tensors: ReadonlyMap<string, OnnxTensor>): Rec
 
 /** Finds what modules read and put out, by the names of tensors. */
 class Finder {
-  private readonly tensors: ReadonlyMap<string, OnnxTensor>
+  readonly tensors: ReadonlyMap<string, OnnxTensor>
   private readonly nodes: readonly NodeProto[]
   readonly makers = new Map<string, NodeProto>()
   readonly users = new Map<string, NodeProto[]>()
@@ -207,6 +225,17 @@ class Finder {
     return this.tensors.get(from)?.dtype === this.tensors.get(name)?.dtype ? this.origin(from) : name
   }
 }
+
+const rowOf = (name: string) => vocabulary.find((row) => row.name === name) as SiteRow
+
+/** A tensor that a fused node shows once it is written out. */
+const insideOf = (node: NodeProto, site: (typeof fusedSites)[number]): OnnxTensor => ({
+  name: innerName(node, site),
+  kind: 'computed',
+  dtype: 'float32',
+  shape: site === 'z' ? [null, null, headsOf(node), null] : [null, headsOf(node), null, null],
+  op: node.opType,
+})
 
 const fusedAttention = ['GroupQueryAttention', 'MultiHeadAttention', 'Attention', 'DecoderMaskedMultiHeadAttention']
 const skipNorms = ['SkipSimplifiedLayerNormalization', 'SkipLayerNormalization']
@@ -289,6 +318,7 @@ class Recogniser {
   }
 
   private pattern(l: number, attention: Paths): void {
+    const { find } = this
     const softmax = this.find.within(attention, ['Softmax'])
     const fused = this.find.within(attention, fusedAttention)
     if (softmax.length === 1) {
@@ -297,8 +327,18 @@ class Recogniser {
       this.put(`attn_scores.${l}`, this.find.float(node.input[0]))
       return
     }
-    const why = fused[0]
-      ? `attention of layer ${l} is one fused ${fused[0].opType} node, which hands out no pattern; export the model without fusion`
+    const [node] = fused
+    const reason = node && fused.length === 1 ? cannotWrite(node, find.tensors) : 'there are several of them'
+    if (node && reason === undefined) {
+      for (const site of fusedSites) {
+        const known = this.found.get(`${site}.${l}`)
+        if (!known || !fits(rowOf(site), known)) this.put(`${site}.${l}`, insideOf(node, site))
+      }
+      this.reasons.delete(`z.${l}`)
+      return
+    }
+    const why = node
+      ? `attention of layer ${l} is one fused ${node.opType} node, and ${reason}; export the model without fusion`
       : `layer ${l} has ${softmax.length} softmax nodes in its attention`
     for (const site of ['attn_probs', 'attn_scores']) this.reasons.set(`${site}.${l}`, why)
   }
