@@ -23,6 +23,7 @@ import type {
 import type { Registry } from './registry.ts'
 import { answerRoutes, linesRoutes } from './routes.ts'
 import { type Guard, guarded, reportPolicy } from './security.ts'
+import { examplesAnswer, methodsAnswer, vectorFile } from './steer.ts'
 import { takeUpload } from './uploads.ts'
 
 /** What the routes work with. */
@@ -108,6 +109,14 @@ export function createApp({ registry, captures, papers, uploads, model: first, g
     const body = await bodyOf(c, 'values')
     const { signal } = c.req.raw
     const bytes = await registry.use(body.model ?? first, { signal }, (held) => valuesAnswer(held, body, signal))
+    return c.body(bytes, 200, { 'content-type': 'application/octet-stream', 'cache-control': 'no-store' })
+  })
+
+  app.get('/api/methods', (c) => c.json(methodsAnswer()))
+  app.post('/api/examples', async (c) => c.json(examplesAnswer(await bodyOf(c, 'examples'))))
+  app.post('/api/vector-file', async (c) => {
+    const body = await bodyOf(c, 'vector-file')
+    const bytes = await registry.use(body.model ?? first, { signal: c.req.raw.signal }, (held) => vectorFile(held, body))
     return c.body(bytes, 200, { 'content-type': 'application/octet-stream', 'cache-control': 'no-store' })
   })
 

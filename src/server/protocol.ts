@@ -6,11 +6,13 @@ import { exploreBodies } from './protocol-explore.ts'
 import { paperBodies } from './protocol-papers.ts'
 import { type edit, editList, looked, lookedText, modelName, siteName, vectorRecipe } from './protocol-parts.ts'
 import { probeBodies } from './protocol-probe.ts'
+import { steerBodies } from './protocol-steer.ts'
 
 export type * from './protocol-capture.ts'
 export type * from './protocol-explore.ts'
 export type * from './protocol-papers.ts'
 export type * from './protocol-probe.ts'
+export type * from './protocol-steer.ts'
 
 /** Bodies of requests, by route. */
 export const bodies = {
@@ -18,6 +20,7 @@ export const bodies = {
   ...probeBodies,
   ...captureBodies,
   ...paperBodies,
+  ...steerBodies,
   model: z.strictObject({ model: siteName }),
   tokens: z.strictObject({ ...looked, surprise: z.boolean().default(false) }),
   grid: z.strictObject({

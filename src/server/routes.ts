@@ -18,6 +18,7 @@ import type {
   VectorAnswer,
 } from './protocol.ts'
 import type { Held } from './registry.ts'
+import { divergenceAnswer } from './steer.ts'
 
 /** Answers a request on a model with one JSON value. */
 export type AnswerRoute<R extends RouteName> = (held: Held, body: BodyOf<R>, signal: AbortSignal) => Promise<unknown>
@@ -48,6 +49,7 @@ export const answerRoutes = [
   answering('components', componentsAnswer),
   answering('probe-read', probeReadAnswer),
   answering('probe-direction', probeDirectionAnswer),
+  answering('divergence', divergenceAnswer),
 ]
 
 /** Routes with lines that come as the work goes on. */

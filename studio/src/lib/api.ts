@@ -3,6 +3,7 @@ import type {
   CapturesAnswer,
   ErrorAnswer,
   HealthAnswer,
+  MethodsAnswer,
   ModelsAnswer,
   PaperJobsAnswer,
   PapersAnswer,
@@ -80,6 +81,11 @@ export async function captures(): Promise<CapturesAnswer> {
 /** The papers of this version. */
 export async function papers(): Promise<PapersAnswer> {
   return (await (await checked(await reach('papers', {}))).json()) as PapersAnswer
+}
+
+/** How vectors can be made and written. */
+export async function methods(): Promise<MethodsAnswer> {
+  return (await (await checked(await reach('methods', {}))).json()) as MethodsAnswer
 }
 
 /** The quick runs of papers on this machine. */

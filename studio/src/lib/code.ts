@@ -47,20 +47,43 @@ export class Script {
     if (known) return known
     const name = this.#vectors.size === 0 ? 'direction' : `direction${this.#vectors.size + 1}`
     this.#vectors.set(key, name)
-    if ('difference' in recipe) {
-      const { positive, negative, site, position = 'mean' } = recipe.difference
-      this.imports.add('meanDifference')
-      const texts = (list: readonly string[]) => `[\n${list.map((t) => `    ${quoted(t)},\n`).join('')}  ]`
-      this.lines.push(
-        `const made${name === 'direction' ? '' : this.#vectors.size} = await meanDifference(model, {\n  positive: ${texts(positive)},\n  negative: ${texts(negative)},\n  site: ${quoted(site)},\n  position: ${quoted(position)},${position === 'mean' ? '\n  excludeBos: true,' : ''}\n})`,
-        `const ${name} = made${name === 'direction' ? '' : this.#vectors.size}.at(${quoted(site)})`,
-      )
+    if ('difference' in recipe) this.#extracted(name, recipe.difference)
+    else if ('file' in recipe) {
+      this.imports.add('loadVector')
+      this.lines.push(`const ${name} = (await loadVector(${quoted(recipe.file.path)})).at(${quoted(recipe.file.site)})`)
     } else {
       const { text, ids, site, position } = recipe.activation
       const source = text !== undefined ? input(text) : `{ ids: [${ids?.join(', ')}] }`
       this.lines.push(`const ${name} = (await model.run(${source}, { taps: [${quoted(site)}] })).taps[${quoted(site)}].at(0, ${position})`)
     }
     return name
+  }
+
+  #extracted(name: string, recipe: Extract<VectorRecipe, { difference: unknown }>['difference']): void {
+    const { positive, negative, site, position = 'mean', method, asLong, ...options } = recipe
+    const number = name === 'direction' ? '' : this.#vectors.size
+    const texts = (list: readonly string[]) => `[\n${list.map((t) => `    ${quoted(t)},\n`).join('')}  ]`
+    const examples = `  positive: ${texts(positive)},\n  negative: ${texts(negative)},\n  site: ${quoted(site)},\n  position: ${typeof position === 'number' ? position : quoted(position)},${position === 'mean' ? '\n  excludeBos: true,' : ''}`
+    if (method === undefined) {
+      this.imports.add('meanDifference')
+      this.lines.push(
+        `const made${number} = await meanDifference(model, {\n${examples}\n})`,
+        `const ${name} = made${number}.at(${quoted(site)})`,
+      )
+      return
+    }
+    this.imports.add('extractVector')
+    const own = Object.entries({ method, ...options }).filter(([, v]) => v !== undefined)
+    this.lines.push(
+      `const examples${number} = {\n${examples}\n}`,
+      `const made${number} = await extractVector(model, { ...examples${number}, ${own.map(([k, v]) => `${k}: ${this.#value(v)}`).join(', ')} })`,
+    )
+    if (asLong)
+      this.lines.push(
+        '// As long as the difference of the means, so that strengths of methods compare.',
+        `const length${number} = (await extractVector(model, examples${number})).norms.get(${quoted(site)})`,
+      )
+    this.lines.push(`const ${name} = made${number}${asLong ? `.normalized(length${number})` : ''}.at(${quoted(site)})`)
   }
 
   /** The name of the model under the edits. */
@@ -87,7 +110,7 @@ export class Script {
 }
 
 function isRecipe(value: unknown): value is VectorRecipe {
-  return typeof value === 'object' && value !== null && ('difference' in value || 'activation' in value)
+  return typeof value === 'object' && value !== null && ('difference' in value || 'activation' in value || 'file' in value)
 }
 
 /** The option that names the edits file. */

@@ -87,10 +87,11 @@ export function defaultView(): View {
   }
 }
 
-/** A difference of means that an edit adds, if it is such an edit. */
-export function differenceOf(
-  edit: EditData,
-): { positive: string[]; negative: string[]; site: string; position?: 'last' | 'mean' } | undefined {
+/** A contrast of two sides, and how a direction is made of it. */
+export type Difference = Extract<VectorRecipe, { difference: unknown }>['difference']
+
+/** The contrast of which an edit adds the direction, if it is such an edit. */
+export function differenceOf(edit: EditData): Difference | undefined {
   const vector = edit.params?.vector
   if (edit.op !== 'add' || typeof vector !== 'object' || vector === null || !('difference' in vector)) return undefined
   const d = (vector as { difference: unknown }).difference
@@ -100,7 +101,7 @@ export function differenceOf(
     'site' in d &&
     Array.isArray((d as { positive?: unknown }).positive) &&
     Array.isArray((d as { negative?: unknown }).negative)
-  return ok ? (d as { positive: string[]; negative: string[]; site: string }) : undefined
+  return ok ? (d as Difference) : undefined
 }
 
 /** Edits for a model of so many layers: those at deeper ones move to two thirds of its depth, where steering works best. */

@@ -6,6 +6,7 @@ import Look from './look/Look.svelte'
 import Papers from './papers/Papers.svelte'
 import Patch from './patch/Patch.svelte'
 import Probe from './probe/Probe.svelte'
+import Steer from './steer/Steer.svelte'
 
 /** One room. */
 export interface Room {
@@ -20,6 +21,12 @@ export interface Room {
 /** All rooms, in the order of the navigation. */
 export const rooms: readonly Room[] = [
   { slug: '', title: 'Look & steer', about: 'Read a text as the model does, and push what it writes in a direction.', component: Look },
+  {
+    slug: 'steer',
+    title: 'Steer',
+    about: 'Make directions by any method, mix them, see what each token pays, and keep them as files.',
+    component: Steer,
+  },
   {
     slug: 'patch',
     title: 'Patch',

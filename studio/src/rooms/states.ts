@@ -54,6 +54,14 @@ export const usualStates = {
     neuron: 0,
     along: 'neuron',
   },
+  steer: {
+    /** Index of the edit whose vector is open; none where −1. */
+    open: 0,
+    samples: 3,
+    temperature: 0.8,
+    /** What colours the tokens of samples. */
+    colour: 'kl',
+  },
   papers: {
     /** The paper that is open; the list where empty. */
     paper: '',
@@ -73,6 +81,7 @@ export const stateChoices: Readonly<Record<string, readonly string[]>> = {
   'capture.along': ['neuron', 'steering'],
   'papers.result': ['', 'committed', 'quick'],
   'probe.position': ['last', 'mean'],
+  'steer.colour': ['none', 'kl', 'probe'],
   'probe.kind': ['logistic', 'mean-difference', 'ridge', 'lda', 'svm', 'regression'],
 }
 
