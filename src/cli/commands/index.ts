@@ -12,6 +12,7 @@ export const commandLoaders: Readonly<Record<string, () => Promise<CommandRow>>>
   export: () => import('./export.ts').then(one),
   validate: () => import('./validate.ts').then(one),
   vector: () => import('./vector.ts').then(one),
+  resistance: () => import('./resistance.ts').then(one),
   capture: () => import('./capture.ts').then(one),
   patch: () => import('./patch.ts').then(one),
   attribute: () => import('./attribute.ts').then(one),
