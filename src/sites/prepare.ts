@@ -1,5 +1,5 @@
 /** @file Edits made ready for one model: sites resolved, parameters checked against their shapes, inputs computed for each step. */
-import { EditError, SiteError } from '../base/errors.ts'
+import { EditError, listed, SiteError } from '../base/errors.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
 import type { SequenceName } from '../models/architecture.ts'
 import { expertsOf } from '../models/spec.ts'
@@ -261,6 +261,12 @@ export function feedsOf(e: PreparedEdit, places: StepPlaces, fired: FireCounts):
 /** The error for an edit on which nothing that was asked for depends. */
 export const neverFires = (e: PreparedEdit) =>
   new EditError(`The edit ${e.label} can never fire: nothing that was asked for is computed from that site.`)
+
+/** The error for an edit that would fire, but behind all that is read. */
+export const changesNothing = (e: PreparedEdit, read: readonly string[]) =>
+  new EditError(
+    `The edit ${e.label} acts behind all that is read (${listed(read)}), so it would change nothing: read a site that comes after it, leave the logits on, or leave the edit out.`,
+  )
 
 /** Splits edits into those that are fed through slots and those that are compiled: a site's edits go through its slot if all of them only add. */
 export function splitSlots(

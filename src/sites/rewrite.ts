@@ -23,7 +23,7 @@ import {
 import { positionAxis } from './address.ts'
 import type { EditOpRow } from './edit-ops.ts'
 import { type DataEdit, opRow } from './edits.ts'
-import { neverFires, type PreparedEdit } from './prepare.ts'
+import { changesNothing, neverFires, type PreparedEdit } from './prepare.ts'
 import type { SiteRow } from './vocabulary.ts'
 
 /** A rewritten model: what it computes, by name. */
@@ -143,8 +143,12 @@ function checkReach(
   if (request.uses.logits) roots.push(model.logits)
   if (request.uses.caches) for (const c of model.caches) roots.push(c.keys, c.values)
   // What comes before a start is not computed.
-  const reached = new Set(topological(roots, new Set(begin.map((t) => t.node))))
-  for (const e of request.edits) if (!reached.has(siteOf(e.info.site).node)) throw neverFires(e)
+  const ends = new Set(begin.map((t) => t.node))
+  const reached = new Set(topological(roots, ends))
+  const missed = request.edits.find((e) => !reached.has(siteOf(e.info.site).node))
+  if (!missed) return
+  const whole = new Set(topological([model.logits], ends))
+  throw whole.has(siteOf(missed.info.site).node) ? changesNothing(missed, request.taps) : neverFires(missed)
 }
 
 function ruleOf(e: PreparedEdit, target: Tensor, siteOf: (site: string) => Tensor, fired: Map<string, Tensor>): TensorRule {

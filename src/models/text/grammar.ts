@@ -30,9 +30,10 @@ export async function compileConstraint(constraint: Constraint, tokenizer: Token
     throw new UsageError(`A constraint is one of jsonSchema, grammar and regex, not ${given.join(', ') || 'nothing'}.`)
   if (facts.ends.length === 0)
     throw new ModelError('A text can only be held to a constraint where a token ends it, and this tokenizer names none; give endTokens.')
+  const pieces = Array.from({ length: facts.vocab }, (_, id) => spellPiece(tokenizer, id))
+  checkJoins(tokenizer, pieces)
   const library = await loadXGrammar()
   const { TokenizerInfo, GrammarCompiler, GrammarMatcher } = library
-  const pieces = Array.from({ length: facts.vocab }, (_, id) => spellPiece(tokenizer, id))
   const info = await TokenizerInfo.createTokenizerInfo(pieces, 'byte_level', false, facts.vocab, [...facts.ends])
   const compiler = await GrammarCompiler.createGrammarCompiler(info, false)
   const grammar = await library.explained(kindOf(constraint), () => grammarOf(constraint, library))
@@ -44,6 +45,16 @@ export async function compileConstraint(constraint: Constraint, tokenizer: Token
       return new Matcher(matcher, pieces, facts, unusable, most)
     },
   }
+}
+
+/** Refuses a tokenizer whose tokens are not simply joined: words with spaces put between them. */
+function checkJoins(tokenizer: Tokenizer, pieces: readonly string[]): void {
+  const plain = pieces.flatMap((p, id) => (/^[a-zA-Z0-9]+$/.test(p) ? [id] : [])).slice(0, 2)
+  const text = tokenizer.decode(plain).replace(/^ /, '')
+  if (text !== plain.map((id) => pieces[id]).join(''))
+    throw new ModelError(
+      `This tokenizer writes ${plain.length} tokens as ${JSON.stringify(text)}, with more between them than they say, so its text cannot be held to a constraint.`,
+    )
 }
 
 const kindOf = (c: Constraint) => ('jsonSchema' in c ? 'JSON schema' : 'grammar' in c ? 'grammar' : 'regular expression')
