@@ -183,6 +183,40 @@ describe('generate', () => {
     expect(stderr).toMatch(/--top-k, --seed changed nothing/)
   })
 
+  it('searches beams, begins and bans as told, goes on from a cache and takes a draft model', async () => {
+    const run = async (...argv: string[]) =>
+      (await json('generate', at('tiny'), '--prompt', 'ids:5,6', '--max-new-tokens', '6', ...argv)).value
+    const model = await load(at('tiny'), { threads: 1 })
+    const beams = await model.generate({ ids: [5, 6] }, { maxNewTokens: 6, beams: { count: 3, returned: 2, lengthPenalty: 0.5 } }).result()
+    const found = await run('--beams', '3', '--returned', '2', '--length-penalty', '0.5')
+    expect(found.sequences).toEqual(beams.sequences)
+    expect((await run('--begin', 'ids:40,41')).tokens.slice(0, 2)).toEqual([40, 41])
+    const plain = await run('--log-probabilities', '--alternatives', '2', '--save-cache', at('kept.safetensors'))
+    expect(plain.logProbabilities).toHaveLength(6)
+    expect(plain.alternatives[0][0].token).toBe(plain.tokens[0])
+    expect((await run('--ban', `ids:${plain.tokens[0]}`)).tokens).not.toContain(plain.tokens[0])
+    const on = await json(
+      'generate',
+      at('tiny'),
+      '--prompt',
+      `ids:5,6,${plain.tokens.join()}`,
+      '--cache',
+      at('kept.safetensors'),
+      '--max-new-tokens',
+      '3',
+    )
+    expect(on.value.cachedTokens).toBe(7)
+    expect((await run('--max-new-tokens', '9')).tokens).toEqual([...plain.tokens, ...on.value.tokens])
+    const drafted = await run('--draft', at('tiny'), '--draft-tokens', '2')
+    expect(drafted.tokens).toEqual(plain.tokens)
+    expect(drafted.draft).toEqual({ proposed: 4, accepted: 4 })
+    await writeFile(at('schema.json'), '{"type":"boolean"}')
+    const refused = await cli(['generate', at('tiny'), '--prompt', 'ids:5', '--json-schema', at('schema.json')])
+    expect([refused.code, refused.stderr]).toEqual([2, expect.stringContaining('needs a tokenizer')])
+    const lone = await cli(['generate', at('tiny'), '--prompt', 'ids:5', '--returned', '2'])
+    expect([lone.code, lone.stderr]).toEqual([2, expect.stringContaining('--returned means nothing without --beams')])
+  })
+
   it('keeps what it wrote when it is interrupted, and exits with 130', async () => {
     const controller = new AbortController()
     const stop = (all: string) => all.split(',').length >= 5 && controller.abort()

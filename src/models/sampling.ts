@@ -74,6 +74,20 @@ export function logSumExp(x: Float32Array): number {
   return top + Math.log(sum)
 }
 
+/** Ids of the largest values, largest first; the lower id first where they are equal. */
+export function likeliest(values: Float32Array, count: number): number[] {
+  const best: number[] = []
+  for (let id = 0; id < values.length; id++) {
+    const v = values[id] as number
+    if (best.length === count && !(v > (values[best[count - 1] as number] as number))) continue
+    let at = best.length
+    while (at > 0 && v > (values[best[at - 1] as number] as number)) at--
+    best.splice(at, 0, id)
+    if (best.length > count) best.pop()
+  }
+  return best
+}
+
 /** Index of the largest logit; the first one where several are equal. */
 export function greedy(logits: Float32Array): number {
   let best = 0

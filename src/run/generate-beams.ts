@@ -1,8 +1,8 @@
 /** @file Beam search: the sequences of the highest score, a sum of log-probabilities divided by a power of the length. As in transformers, without sampling. */
 import { throwIfCancelled } from '../base/errors.ts'
-import { logSumExp } from '../models/sampling.ts'
+import { likeliest, logSumExp } from '../models/sampling.ts'
 import type { Decoding } from './decoding.ts'
-import { applyRules, type Choice, type LogitsRules, likeliest, scoresOf } from './generate-logits.ts'
+import { applyRules, type Choice, type LogitsRules, scoresOf } from './generate-logits.ts'
 import type { BeamOptions } from './generate-options.ts'
 import type { RowLimits } from './generate-row.ts'
 

@@ -1,6 +1,6 @@
 /** @file From the logits of a row to the token: processors, penalties, bans, what must come, and the draw. */
 import { UsageError } from '../base/errors.ts'
-import { logSumExp, penalise, type Sampler } from '../models/sampling.ts'
+import { likeliest, logSumExp, penalise, type Sampler } from '../models/sampling.ts'
 import type { ConstraintMatcher } from '../models/text/constraint.ts'
 import type { Tokenizer } from '../models/text/tokenizer.ts'
 import type { Alternative, GenerateOptions, TokenSequenceSpec } from './generate-options.ts'
@@ -127,18 +127,4 @@ export function scoresOf(logits: Float32Array, token: number, options: GenerateO
       ? { alternatives: likeliest(logits, alternatives).map((id) => ({ token: id, logProbability: (logits[id] as number) - total })) }
       : {}),
   }
-}
-
-/** Ids of the largest values, largest first; the lower id first where they are equal. */
-export function likeliest(values: Float32Array | Float64Array, count: number): number[] {
-  const best: number[] = []
-  for (let id = 0; id < values.length; id++) {
-    const v = values[id] as number
-    if (best.length === count && !(v > (values[best[count - 1] as number] as number))) continue
-    let at = best.length
-    while (at > 0 && v > (values[best[at - 1] as number] as number)) at--
-    best.splice(at, 0, id)
-    if (best.length > count) best.pop()
-  }
-  return best
 }

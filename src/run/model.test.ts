@@ -198,7 +198,10 @@ describe.each([
       () => model.with(add('resid_post.0', v, { where: { when: { site: 'resid_post.1', vector: v, above: 0 } } })).run({ ids }),
       'can never fire',
     )
-    await refused(() => model.with(add('resid_post.1', v)).run({ ids }, { taps: ['resid_post.0'], logits: false }), 'can never fire')
+    await refused(
+      () => model.with(add('resid_post.1', v)).run({ ids }, { taps: ['resid_post.0'], logits: false }),
+      'acts behind all that is read (resid_post.0), so it would change nothing',
+    )
     await refused(() => model.with(projectOut('resid_post.1', new Float32Array(32))), 'zero vector')
     await refused(() => model.run({ rows: [] }), 'The batch is empty')
     await refused(() => model.run({ ids: [] }), 'holds no token')

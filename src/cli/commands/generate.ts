@@ -1,27 +1,19 @@
 /** @file `actlens generate`: text that is streamed as it is written. */
 import { CancelledError, UsageError } from '../../base/errors.ts'
-import { checkSampling } from '../../models/sampling.ts'
 import { encodeChat } from '../../models/text/index.ts'
-import type { GenerateOptions, Generation, Model, OnnxModel } from '../../run/index.ts'
-import { type CommandContext, defineCommand, integer, modelArgument, number, type OptionRow, type Outcome } from '../command.ts'
+import { type Generation, type GenerationResult, load, type Model, type OnnxModel } from '../../run/index.ts'
+import { type CommandContext, defineCommand, modelArgument, type OptionRow, type Outcome } from '../command.ts'
 import { exitCodes } from '../io.ts'
 import { type EditedModel, type EditedOnnx, withModel } from '../model.ts'
 import { streamOnnx } from '../onnx.ts'
 import { encodeTexts, parseText, readTextFile, type TextOrIds } from '../texts.ts'
+import { type ChoiceOptions, choiceOptions, flagOf, refuseBeyondOnnx, settingsOf } from './generate-options.ts'
 
-interface Options {
+interface Options extends ChoiceOptions {
   readonly prompt?: TextOrIds
   readonly promptFile?: string
   readonly chat?: string
   readonly edits?: string
-  readonly maxNewTokens?: number
-  readonly temperature?: number
-  readonly topP?: number
-  readonly topK?: number
-  readonly minP?: number
-  readonly repetitionPenalty?: number
-  readonly stop?: readonly string[]
-  readonly seed?: number
 }
 
 const prompts = ['prompt', 'promptFile', 'chat']
@@ -36,14 +28,7 @@ const options: readonly OptionRow[] = [
   },
   { flags: '--chat <text>', doc: "message of a user, in the model's chat template", conflicts: others('chat') },
   { flags: '--edits <file>', doc: 'edits file: a JSON array of { op, site, params, where }' },
-  { flags: '--max-new-tokens <n>', doc: 'most tokens to write (default: 128)', parse: integer(1) },
-  { flags: '--temperature <x>', doc: '0 (the default) always takes the likeliest token', parse: number },
-  { flags: '--top-p <x>', doc: 'draw from the smallest set of tokens that has this probability', parse: number },
-  { flags: '--top-k <n>', doc: 'draw from this many likeliest tokens', parse: integer(1) },
-  { flags: '--min-p <x>', doc: 'draw from tokens at least this fraction as likely as the likeliest', parse: number },
-  { flags: '--repetition-penalty <x>', doc: 'above 1, tokens that are there already become less likely', parse: number },
-  { flags: '--stop <text>', doc: 'end where this text appears', repeat: true },
-  { flags: '--seed <n>', doc: 'seed of the draws (default: 0)', parse: integer(0, 2 ** 32 - 1) },
+  ...choiceOptions,
 ]
 
 export const command = defineCommand<{ model: string }, Options>({
@@ -55,24 +40,31 @@ export const command = defineCommand<{ model: string }, Options>({
   async run(context, args, options) {
     noteUnused(context, options)
     refuseIds(options)
-    const settings = generateOptions(context, options)
-    checkSettings(settings)
+    const settings = { ...(await settingsOf(options)), signal: context.io.signal }
     const file = options.promptFile === undefined ? undefined : await readPrompt(context, options.promptFile)
     const onModel = async ({ model }: EditedModel): Promise<Outcome> => {
-      const generation = model.generate({ ids: promptIds(model, options, file) }, settings)
-      await stream(context, model, generation)
-      const { text, tokens, promptTokens, finishReason, tokensPerSecond, unfired } = await generation.result()
-      for (const sentence of unfired) context.warn(sentence)
-      context.note(
-        `${tokens.length} tokens after ${promptTokens}, ${tokensPerSecond.toFixed(1)} tokens a second, ended by ${finishReason}.`,
-      )
-      return {
-        json: { text, tokens, promptTokens, finishReason, tokensPerSecond, unfired },
-        ...(finishReason === 'cancelled' ? { code: exitCodes.interrupted } : {}),
+      const draft = options.draft === undefined ? undefined : await draftModel(context, options.draft)
+      try {
+        const generation = model.generate(
+          { ids: promptIds(model, options, file) },
+          {
+            ...settings,
+            ...(draft ? { draft: { model: draft, ...(options.draftTokens ? { tokens: options.draftTokens } : {}) } } : {}),
+            ...(options.cache === undefined ? {} : { cache: await model.readCache(options.cache) }),
+          },
+        )
+        await stream(context, model, generation)
+        const result = await generation.result()
+        if (options.saveCache !== undefined && result.finishReason !== 'cancelled') await (await generation.cache()).save(options.saveCache)
+        for (const sentence of result.unfired) context.warn(sentence)
+        context.note(describe(result))
+        return { json: result, ...(result.finishReason === 'cancelled' ? { code: exitCodes.interrupted } : {}) }
+      } finally {
+        await draft?.dispose()
       }
     }
     const onOnnx = async ({ model }: EditedOnnx): Promise<Outcome> => {
-      if (options.stop) throw new UsageError('--stop is not served for ONNX files; leave it out.')
+      refuseBeyondOnnx(options)
       const prompt = promptIds(model, options, file)
       return { json: await streamOnnx(context, model, prompt, settings) }
     }
@@ -80,13 +72,22 @@ export const command = defineCommand<{ model: string }, Options>({
   },
 })
 
-/** Refuses settings out of range before a model is loaded, by the names that the user wrote. */
-function checkSettings(settings: GenerateOptions): void {
-  try {
-    checkSampling(settings)
-  } catch (error) {
-    throw error instanceof UsageError ? new UsageError(error.message.replace(/^\w+/, flagOf), { cause: error }) : error
-  }
+/** What was done, in a line. */
+function describe({ tokens, promptTokens, tokensPerSecond, finishReason, draft, cachedTokens }: GenerationResult): string {
+  const guessed = draft ? ` ${draft.accepted} of ${draft.proposed} guesses held.` : ''
+  const cached = cachedTokens ? ` (${cachedTokens} from the cache)` : ''
+  return `${tokens.length} tokens after ${promptTokens}${cached}, ${tokensPerSecond.toFixed(1)} tokens a second, ended by ${finishReason}.${guessed}`
+}
+
+async function draftModel({ common, io, onProgress }: CommandContext, name: string): Promise<Model> {
+  const { threads, device, precision } = common
+  return load(name, {
+    signal: io.signal,
+    onProgress,
+    ...(threads === undefined ? {} : { threads }),
+    ...(device === undefined ? {} : { device }),
+    ...(precision === undefined ? {} : { precision }),
+  })
 }
 
 /** Settings of the draw change nothing where nothing is drawn. */
@@ -98,8 +99,6 @@ function noteUnused(context: CommandContext, options: Options): void {
       `At temperature 0 the likeliest token is always taken, so ${unused.map((k) => flagOf(k)).join(', ')} changed nothing; set --temperature.`,
     )
 }
-
-const flagOf = (key: string) => `--${key.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`
 
 function refuseIds(options: Options): void {
   if (options.chat?.startsWith('ids:'))
@@ -126,14 +125,6 @@ function promptIds(model: Model | OnnxModel, options: Options, file: TextOrIds |
   const start = model.hasTokenizer ? model.tokenizer.encode('') : []
   if (start.length === 0) throw new UsageError('This model has no token that begins a text: give a --prompt.')
   return start
-}
-
-function generateOptions(context: CommandContext, options: Options): GenerateOptions {
-  const { maxNewTokens, temperature, topP, topK, minP, repetitionPenalty, stop, seed } = options
-  const given = Object.entries({ maxNewTokens, temperature, topP, topK, minP, repetitionPenalty, stop, seed }).filter(
-    ([, v]) => v !== undefined,
-  )
-  return { ...(Object.fromEntries(given) as GenerateOptions), signal: context.io.signal }
 }
 
 /** Writes the text, or without a tokenizer the ids, as they come. A cancelled generation ends here; what it wrote is kept. */

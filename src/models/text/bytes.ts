@@ -75,3 +75,27 @@ export function joinBytes(parts: readonly Uint8Array[]): Uint8Array {
   }
   return joined
 }
+
+/** Bytes of the last character that are still to be completed, after `rest` and `bytes`; undefined where these cannot become UTF-8. */
+export function unfinished(rest: Uint8Array, bytes: Uint8Array): Uint8Array<ArrayBuffer> | undefined {
+  const all = new Uint8Array(rest.length + bytes.length)
+  all.set(rest)
+  all.set(bytes, rest.length)
+  for (let open = 0; open <= Math.min(3, all.length); open++) {
+    const [whole, tail] = [all.subarray(0, all.length - open), all.slice(all.length - open)]
+    if (validText(whole) !== undefined && (open === 0 || beginsCharacter(tail))) return tail
+  }
+  return undefined
+}
+
+/** Whether bytes can be completed to one character: some continuation of them is valid. */
+function beginsCharacter(tail: Uint8Array): boolean {
+  const first = tail[0] as number
+  const length = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : first >= 0xc0 ? 2 : 0
+  if (tail.length >= length) return false
+  // The second byte is the only one whose range depends on the first; its ends are 0x80, 0x8f, 0x90, 0x9f, 0xa0 and 0xbf.
+  return [0x80, 0x9f, 0xa0, 0xbf, 0x8f, 0x90].some((next) => {
+    const filled = Uint8Array.from({ length }, (_, i) => tail[i] ?? (i === tail.length ? next : 0x80))
+    return validText(filled) !== undefined
+  })
+}

@@ -1,7 +1,10 @@
 /** @file Holding a text to a JSON schema, a grammar or a regular expression, by XGrammar (arXiv 2411.15100): which tokens may come next. */
 import { ModelError, UsageError } from '../../base/errors.ts'
+import { likeliest } from '../sampling.ts'
+import { bytesOfLevelToken, spellInBytes, unfinished, validText } from './bytes.ts'
 import type { Constraint, ConstraintMatcher } from './constraint.ts'
 import { checkSchema } from './json-schema.ts'
+import { grammarOfSchema } from './json-schema-grammar.ts'
 import { spellPiece } from './token-bytes.ts'
 import type { Tokenizer } from './tokenizer.ts'
 import { loadXGrammar, type XGrammar, type XGrammarMatcher } from './xgrammar.ts'
@@ -38,12 +41,9 @@ export async function compileConstraint(constraint: Constraint, tokenizer: Token
   const compiler = await GrammarCompiler.createGrammarCompiler(info, false)
   const grammar = await library.explained(kindOf(constraint), () => grammarOf(constraint, library))
   const compiled = await library.explained(kindOf(constraint), () => compiler.compileGrammar(grammar))
-  const unusable = unusableTokens(pieces, facts)
+  const vocabulary = vocabularyOf(pieces, facts)
   return {
-    matcher: async (most) => {
-      const matcher = await GrammarMatcher.createGrammarMatcher(compiled, [...facts.ends])
-      return new Matcher(matcher, pieces, facts, unusable, most)
-    },
+    matcher: async (most) => new Matcher(await GrammarMatcher.createGrammarMatcher(compiled, [...facts.ends]), vocabulary, facts, most),
   }
 }
 
@@ -62,16 +62,54 @@ const kindOf = (c: Constraint) => ('jsonSchema' in c ? 'JSON schema' : 'grammar'
 function grammarOf(c: Constraint, { Grammar }: XGrammar): Promise<unknown> {
   if ('jsonSchema' in c) {
     checkSchema(c.jsonSchema)
-    // At most one blank between parts: unbounded ones let a model fill its whole answer with them.
-    return Grammar.fromJSONSchema(JSON.stringify(c.jsonSchema), true, undefined, undefined, true, 1)
+    return Grammar.fromEBNF(grammarOfSchema(c.jsonSchema))
   }
-  if ('grammar' in c) return Grammar.fromEBNF(c.grammar)
+  if ('grammar' in c) {
+    checkClasses(c.grammar.replace(/"(?:[^"\\\n]|\\.)*"/g, '""'), 'grammar')
+    return Grammar.fromEBNF(c.grammar)
+  }
+  checkClasses(c.regex, 'regular expression')
   return Grammar.fromStructuralTag({ type: 'structural_tag', format: { type: 'regex', pattern: c.regex } })
 }
 
-/** Tokens without text, which no grammar sees: special ones and those beyond the tokenizer. */
-function unusableTokens(pieces: readonly string[], { ends }: TokenFacts): readonly number[] {
-  return pieces.flatMap((p, id) => (p === '' && !ends.includes(id) ? [id] : []))
+/** Refuses classes that name characters beyond ASCII: the library matches them by single bytes. What a class excludes may be any. */
+function checkClasses(text: string, what: string): void {
+  for (const [, body = ''] of text.matchAll(/(?<!\\)(?:\\\\)*\[((?:[^\]\\]|\\.)*)\]/gs)) {
+    const beyond = [...body].some((c) => c > '\x7f') || /\\u(?!00[0-7])|\\x[89a-fA-F]|\\U/.test(body)
+    if (beyond && !body.startsWith('^'))
+      throw new UsageError(
+        `The ${what} has the class [${body}] with characters beyond ASCII, which cannot be held to; write them as alternatives: ([a-c]|é).`,
+      )
+  }
+}
+
+/** What a matcher knows of the tokens. */
+interface Vocabulary {
+  /** The bytes of each token, a character for each. */
+  readonly pieces: readonly string[]
+  readonly ids: ReadonlyMap<string, number>
+  /** Tokens of one character, those that close first. */
+  readonly single: readonly number[]
+  /** Tokens without text, which no grammar sees: special ones and those beyond the tokenizer. */
+  readonly unusable: readonly number[]
+  /** Tokens whose bytes are no whole characters, with these bytes. */
+  readonly broken: ReadonlyMap<number, Uint8Array>
+  /** Those of them that make no text after the bytes of the key, as far as it was asked for. */
+  readonly wrong: Map<string, readonly number[]>
+}
+
+function vocabularyOf(pieces: readonly string[], { ends }: TokenFacts): Vocabulary {
+  const ids = new Map<string, number>()
+  const broken = new Map<number, Uint8Array>()
+  for (const [id, p] of pieces.entries()) {
+    if (!ids.has(p)) ids.set(p, id)
+    const bytes = bytesOfLevelToken(p)
+    if (validText(bytes) === undefined) broken.set(id, bytes)
+  }
+  const first = closers.flatMap((c) => ids.get(c) ?? [])
+  const single = [...new Set([...first, ...pieces.flatMap((p, id) => (p.length === 1 ? [id] : []))])]
+  const unusable = pieces.flatMap((p, id) => (p === '' && !ends.includes(id) ? [id] : []))
+  return { pieces, ids, single, unusable, broken, wrong: new Map() }
 }
 
 /** Characters with which a text is closed, in the order in which they are tried. */
@@ -88,37 +126,47 @@ const keptChoices = 4
 class Matcher implements ConstraintMatcher {
   ended = false
   private readonly matcher: XGrammarMatcher
-  private readonly pieces: readonly string[]
+  private readonly vocabulary: Vocabulary
   private readonly facts: TokenFacts
-  private readonly unusable: readonly number[]
-  /** Tokens of one character, those that close first. */
-  private readonly single: readonly number[]
   private readonly most: number
   private written = 0
   /** Tokens of a short text that the constraint allows. */
   private shortest = 0
+  /** Bytes of a character that is not whole yet. */
+  private rest = new Uint8Array(0)
 
-  constructor(matcher: XGrammarMatcher, pieces: readonly string[], facts: TokenFacts, unusable: readonly number[], most: number) {
+  constructor(matcher: XGrammarMatcher, vocabulary: Vocabulary, facts: TokenFacts, most: number) {
     this.matcher = matcher
-    this.pieces = pieces
+    this.vocabulary = vocabulary
     this.facts = facts
-    this.unusable = unusable
     this.most = most
-    const first = closers.map((c) => pieces.indexOf(c)).filter((id) => id >= 0)
-    this.single = [...new Set([...first, ...pieces.flatMap((p, id) => (p.length === 1 ? [id] : []))])]
   }
 
   async mask(logits: Float32Array, room: number): Promise<void> {
     const allowed = await this.matcher.getNextTokenBitmask()
     for (let id = 0; id < logits.length; id++) if (!isSet(allowed, id)) logits[id] = blocked
-    for (const id of this.unusable) if (id < logits.length) logits[id] = blocked
+    for (const id of this.vocabulary.unusable) logits[id] = blocked
+    // The library takes some bytes for characters that UTF-8 does not have.
+    for (const id of this.wrongAfter(this.rest)) logits[id] = blocked
     // Nothing takes longer to close than it took to open, but for what the constraint asks for in any case.
-    if (this.shortest === 0 || room <= this.written + 64) await this.keepRoom(logits, room)
+    if (this.shortest === 0 || room <= this.written + 64) this.keepRoom(logits, room)
+  }
+
+  /** Tokens whose bytes make no text after those of an unfinished character. */
+  private wrongAfter(rest: Uint8Array): readonly number[] {
+    const { wrong, broken } = this.vocabulary
+    const key = rest.join()
+    let ids = wrong.get(key)
+    if (!ids) {
+      ids = [...broken].flatMap(([id, bytes]) => (unfinished(rest, bytes) ? [] : [id]))
+      wrong.set(key, ids)
+    }
+    return ids
   }
 
   /** When room is short, leaves only likely tokens after which the text can still be closed. */
-  private async keepRoom(logits: Float32Array, room: number): Promise<void> {
-    const path = await this.closePath(room)
+  private keepRoom(logits: Float32Array, room: number): void {
+    const path = this.closePath(room)
     if (this.shortest === 0) {
       if (!path)
         throw new UsageError(`No text that the constraint allows was found within ${this.most} tokens; allow more with maxNewTokens.`)
@@ -126,22 +174,18 @@ class Matcher implements ConstraintMatcher {
     }
     // One token asks for no more than a part of the shortest text.
     if (!path || path.length + this.shortest + 8 < room) return
-    const kept = path.length < room ? await this.closable(logits, room - 1) : new Set<number>()
+    const kept = path.length < room ? this.closable(logits, room - 1) : new Set<number>()
     kept.add(path[0] as number)
     for (const id of this.facts.ends) kept.add(id)
     for (let id = 0; id < logits.length; id++) if (!kept.has(id)) logits[id] = blocked
   }
 
   /** The likeliest tokens after which the text can be closed within `room` tokens. */
-  private async closable(logits: Float32Array, room: number): Promise<Set<number>> {
-    const order = Array.from(logits.keys())
-      .filter((id) => (logits[id] as number) > blocked && !this.facts.ends.includes(id))
-      .sort((a, b) => (logits[b] as number) - (logits[a] as number))
-      .slice(0, 16)
+  private closable(logits: Float32Array, room: number): Set<number> {
     const kept = new Set<number>()
-    for (const id of order) {
-      if (!this.matcher.acceptToken(id)) continue
-      if (await this.closePath(room)) kept.add(id)
+    for (const id of likeliest(logits, 16)) {
+      if (!((logits[id] as number) > blocked) || this.facts.ends.includes(id) || !this.matcher.acceptToken(id)) continue
+      if (this.closePath(room)) kept.add(id)
       this.matcher.rollBack(1)
       if (kept.size >= keptChoices) break
     }
@@ -149,21 +193,21 @@ class Matcher implements ConstraintMatcher {
   }
 
   /** Tokens that close the text, its end included, within `room` of them; undefined where none were found. */
-  private async closePath(room: number): Promise<number[] | undefined> {
+  private closePath(room: number): number[] | undefined {
     const most = Math.min(room, longestClosing)
-    return (await this.closeStraight(most)) ?? this.closeSearching(most)
+    return this.closeStraight(most) ?? this.closeSearching(most)
   }
 
   /** Closes by always taking the first way. */
-  private async closeStraight(room: number): Promise<number[] | undefined> {
+  private closeStraight(room: number): number[] | undefined {
     const path: number[] = []
     let end: number | undefined
     while (path.length < room) {
-      const allowed = await this.matcher.getNextTokenBitmask()
-      end = this.facts.ends.find((id) => isSet(allowed, id))
+      end = this.end()
       if (end !== undefined) break
-      const next = this.ways(allowed)[0]
-      if (next === undefined || !this.matcher.acceptToken(next)) break
+      const next = this.ways(1)[0]
+      if (next === undefined) break
+      this.matcher.acceptToken(next)
       path.push(next)
     }
     if (path.length > 0) this.matcher.rollBack(path.length)
@@ -171,38 +215,50 @@ class Matcher implements ConstraintMatcher {
   }
 
   /** Looks for the shortest way, for a limited time. */
-  private async closeSearching(room: number): Promise<number[] | undefined> {
+  private closeSearching(room: number): number[] | undefined {
     const open: number[][] = [[]]
     for (let n = 0; n < searchPlaces && open.length > 0; n++) {
       const path = open.shift() as number[]
       if (path.length >= room) return undefined
       for (const id of path) this.matcher.acceptToken(id)
-      const allowed = await this.matcher.getNextTokenBitmask()
+      const end = this.end()
+      const ways = end === undefined ? this.ways(searchWidth) : []
       if (path.length > 0) this.matcher.rollBack(path.length)
-      const end = this.facts.ends.find((id) => isSet(allowed, id))
       if (end !== undefined) return [...path, end]
-      for (const id of this.ways(allowed)) open.push([...path, id])
+      for (const id of ways) open.push([...path, id])
     }
     return undefined
   }
 
-  /** Tokens to try for closing: the one that must come, or those of one character, closing ones first. */
-  private ways(allowed: Int32Array): number[] {
-    const forced = this.forced(allowed)
+  /** Whether a token is allowed here. Asking for one costs much less than asking for all. */
+  private allows(id: number): boolean {
+    if (!this.matcher.acceptToken(id)) return false
+    this.matcher.rollBack(1)
+    return true
+  }
+
+  private end(): number | undefined {
+    return this.facts.ends.find((id) => this.allows(id))
+  }
+
+  /** Tokens to try for closing, at most so many: the one that must come, or those of one character, closing ones first. */
+  private ways(most: number): number[] {
+    const forced = this.forced()
     if (forced !== undefined) return [forced]
-    const single = this.single.filter((id) => isSet(allowed, id)).slice(0, searchWidth)
-    if (single.length > 0) return single
-    const id = this.pieces.findIndex((p, i) => p !== '' && isSet(allowed, i))
-    return id < 0 ? [] : [id]
+    const found: number[] = []
+    for (const id of this.vocabulary.single) {
+      if (this.allows(id)) found.push(id)
+      if (found.length >= most) break
+    }
+    return found
   }
 
   /** The token that covers most of a text that must come. */
-  private forced(allowed: Int32Array): number | undefined {
-    const text = this.matcher.findJumpForwardString()
-    if (text === '') return undefined
+  private forced(): number | undefined {
+    const text = spellInBytes(this.matcher.findJumpForwardString())
     for (let n = Math.min(text.length, 16); n > 0; n--) {
-      const id = this.pieces.indexOf(text.slice(0, n))
-      if (id >= 0 && isSet(allowed, id)) return id
+      const id = this.vocabulary.ids.get(text.slice(0, n))
+      if (id !== undefined && this.allows(id)) return id
     }
     return undefined
   }
@@ -211,6 +267,7 @@ class Matcher implements ConstraintMatcher {
     if (!this.matcher.acceptToken(token))
       throw new ModelError(`The constraint does not allow the token ${token}, which was chosen all the same.`)
     this.written++
+    this.rest = unfinished(this.rest, bytesOfLevelToken(this.vocabulary.pieces[token] ?? '')) ?? new Uint8Array(0)
     this.ended = this.matcher.isTerminated()
   }
 }

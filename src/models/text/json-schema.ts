@@ -28,7 +28,6 @@ const keywords: Readonly<Record<string, Kind>> = {
   maxItems: 'any',
   minLength: 'any',
   maxLength: 'any',
-  pattern: 'any',
   minimum: 'any',
   maximum: 'any',
   exclusiveMinimum: 'any',
@@ -37,9 +36,11 @@ const keywords: Readonly<Record<string, Kind>> = {
 
 const types = ['object', 'array', 'string', 'number', 'integer', 'boolean', 'null']
 
-type Schema = Readonly<Record<string, unknown>>
+/** A schema that is an object. */
+export type Schema = Readonly<Record<string, unknown>>
 
-const isObject = (value: unknown): value is Schema => typeof value === 'object' && value !== null && !Array.isArray(value)
+/** Whether a value is an object of JSON. */
+export const isObject = (value: unknown): value is Schema => typeof value === 'object' && value !== null && !Array.isArray(value)
 
 /**
  * Refuses a schema that a grammar would only honour in part.
@@ -86,8 +87,6 @@ function checkCombinations(schema: Schema, named: readonly unknown[], place: str
     )
   if (alone.length === 1 && named.length > 0 && alone[0] !== 'enum' && alone[0] !== 'const')
     throw new UsageError(`${place} has '${alone[0]}' beside 'type', of which a grammar honours only one; put the type into it.`)
-  if ('pattern' in schema && ('minLength' in schema || 'maxLength' in schema))
-    throw new UsageError(`${place} has 'pattern' and a length, of which a grammar honours only one; write the length into the pattern.`)
   if (Array.isArray(schema.oneOf) && !areApart(schema.oneOf))
     throw new UsageError(`${place} has a 'oneOf' whose schemas a value might fulfil together; use anyOf, or give each its own type.`)
 }

@@ -12,14 +12,6 @@ export interface XGrammarMatcher {
 
 interface Library {
   readonly Grammar: {
-    fromJSONSchema(
-      schema: string,
-      anyWhitespace?: boolean,
-      indent?: number,
-      separators?: [string, string],
-      strict?: boolean,
-      maxWhitespace?: number,
-    ): Promise<unknown>
     fromEBNF(grammar: string): Promise<unknown>
     fromStructuralTag(tag: unknown): Promise<unknown>
   }
