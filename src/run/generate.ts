@@ -151,8 +151,16 @@ export class Generation implements AsyncIterable<string> {
 
   /** One token of each row that has not ended, at each step. */
   private async *plainSteps(): AsyncGenerator<GenerationStep[], void, undefined> {
-    const { rows, options, rules, limits } = this
     const matchers = await this.matchers()
+    try {
+      yield* this.plainRounds(matchers)
+    } finally {
+      for (const m of matchers ?? []) m.dispose()
+    }
+  }
+
+  private async *plainRounds(matchers: readonly ConstraintMatcher[] | undefined): AsyncGenerator<GenerationStep[], void, undefined> {
+    const { rows, options, rules, limits } = this
     const decoding = await this.begin('last')
     while (rows.some((r) => !r.finish)) {
       throwIfCancelled(options.signal)
@@ -207,7 +215,9 @@ export class Generation implements AsyncIterable<string> {
     if (!constraint || !tokenizer) return undefined
     const { compileConstraint } = await import('../models/text/grammar.ts')
     const compiled = await compileConstraint(constraint, tokenizer, { vocab: writer.vocab as number, ends: this.rules.ends })
-    return Promise.all(this.rows.map((r) => compiled.matcher(r.room(this.limits))))
+    const matchers = await Promise.all(this.rows.map((r) => compiled.matcher(r.room(this.limits))))
+    compiled.dispose()
+    return matchers
   }
 
   /** The rows before their first step, with what was read before. @param slack positions beyond the last token that a step may write */

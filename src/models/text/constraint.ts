@@ -17,4 +17,6 @@ export interface ConstraintMatcher {
   accept(token: number): void
   /** Whether the text is whole. */
   readonly ended: boolean
+  /** Frees it. */
+  dispose(): void
 }

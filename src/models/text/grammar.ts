@@ -7,7 +7,7 @@ import { checkSchema } from './json-schema.ts'
 import { grammarOfSchema } from './json-schema-grammar.ts'
 import { spellPiece } from './token-bytes.ts'
 import type { Tokenizer } from './tokenizer.ts'
-import { loadXGrammar, type XGrammar, type XGrammarMatcher } from './xgrammar.ts'
+import { loadXGrammar, type XGrammar, type XGrammarCompiler, type XGrammarMatcher, type XGrammarValue } from './xgrammar.ts'
 
 /** What tokens there are. */
 export interface TokenFacts {
@@ -21,6 +21,8 @@ export interface TokenFacts {
 export interface CompiledConstraint {
   /** Follows a text from its beginning. @param most tokens that it may have */
   matcher(most: number): Promise<ConstraintMatcher>
+  /** Frees it; its matchers stay. */
+  dispose(): void
 }
 
 /**
@@ -33,18 +35,45 @@ export async function compileConstraint(constraint: Constraint, tokenizer: Token
     throw new UsageError(`A constraint is one of jsonSchema, grammar and regex, not ${given.join(', ') || 'nothing'}.`)
   if (facts.ends.length === 0)
     throw new ModelError('A text can only be held to a constraint where a token ends it, and this tokenizer names none; give endTokens.')
-  const pieces = Array.from({ length: facts.vocab }, (_, id) => spellPiece(tokenizer, id))
-  checkJoins(tokenizer, pieces)
   const library = await loadXGrammar()
-  const { TokenizerInfo, GrammarCompiler, GrammarMatcher } = library
-  const info = await TokenizerInfo.createTokenizerInfo(pieces, 'byte_level', false, facts.vocab, [...facts.ends])
-  const compiler = await GrammarCompiler.createGrammarCompiler(info, false)
+  const { compiler, vocabulary } = await prepared(tokenizer, facts, library)
   const grammar = await library.explained(kindOf(constraint), () => grammarOf(constraint, library))
   const compiled = await library.explained(kindOf(constraint), () => compiler.compileGrammar(grammar))
-  const vocabulary = vocabularyOf(pieces, facts)
+  grammar.dispose()
   return {
-    matcher: async (most) => new Matcher(await GrammarMatcher.createGrammarMatcher(compiled, [...facts.ends]), vocabulary, facts, most),
+    matcher: async (most) =>
+      new Matcher(await library.GrammarMatcher.createGrammarMatcher(compiled, [...facts.ends]), vocabulary, facts, most),
+    dispose: () => compiled.dispose(),
   }
+}
+
+/** A vocabulary that the library has read. */
+interface Prepared {
+  readonly compiler: XGrammarCompiler
+  readonly vocabulary: Vocabulary
+}
+
+/** By tokenizer, then by what else matters of the tokens: reading a large vocabulary takes a second. */
+const known = new WeakMap<Tokenizer, Map<string, Promise<Prepared>>>()
+
+function prepared(tokenizer: Tokenizer, facts: TokenFacts, library: XGrammar): Promise<Prepared> {
+  const own = known.get(tokenizer) ?? new Map<string, Promise<Prepared>>()
+  known.set(tokenizer, own)
+  const key = `${facts.vocab}:${facts.ends.join()}`
+  let made = own.get(key)
+  if (!made) {
+    made = prepare(tokenizer, facts, library)
+    own.set(key, made)
+    made.catch(() => own.delete(key))
+  }
+  return made
+}
+
+async function prepare(tokenizer: Tokenizer, facts: TokenFacts, { TokenizerInfo, GrammarCompiler }: XGrammar): Promise<Prepared> {
+  const pieces = Array.from({ length: facts.vocab }, (_, id) => spellPiece(tokenizer, id))
+  checkJoins(tokenizer, pieces)
+  const info = await TokenizerInfo.createTokenizerInfo(pieces, 'byte_level', false, facts.vocab, [...facts.ends])
+  return { compiler: await GrammarCompiler.createGrammarCompiler(info, false), vocabulary: vocabularyOf(pieces, facts) }
 }
 
 /** Refuses a tokenizer whose tokens are not simply joined: words with spaces put between them. */
@@ -59,7 +88,7 @@ function checkJoins(tokenizer: Tokenizer, pieces: readonly string[]): void {
 
 const kindOf = (c: Constraint) => ('jsonSchema' in c ? 'JSON schema' : 'grammar' in c ? 'grammar' : 'regular expression')
 
-function grammarOf(c: Constraint, { Grammar }: XGrammar): Promise<unknown> {
+function grammarOf(c: Constraint, { Grammar }: XGrammar): Promise<XGrammarValue> {
   if ('jsonSchema' in c) {
     checkSchema(c.jsonSchema)
     return Grammar.fromEBNF(grammarOfSchema(c.jsonSchema))
@@ -269,6 +298,10 @@ class Matcher implements ConstraintMatcher {
     this.written++
     this.rest = unfinished(this.rest, bytesOfLevelToken(this.vocabulary.pieces[token] ?? '')) ?? new Uint8Array(0)
     this.ended = this.matcher.isTerminated()
+  }
+
+  dispose(): void {
+    this.matcher.dispose()
   }
 }
 

@@ -1,8 +1,18 @@
 /** @file The library XGrammar, loaded when a constraint is asked for. Node only. */
 import { ModelError, UsageError } from '../../base/errors.ts'
 
+/** A value in the library's memory. */
+export interface XGrammarValue {
+  dispose(): void
+}
+
+/** Makes grammars ready for a vocabulary. */
+export interface XGrammarCompiler extends XGrammarValue {
+  compileGrammar(grammar: XGrammarValue): Promise<XGrammarValue>
+}
+
 /** Follows a text through a grammar. */
-export interface XGrammarMatcher {
+export interface XGrammarMatcher extends XGrammarValue {
   acceptToken(id: number): boolean
   getNextTokenBitmask(): Promise<Int32Array>
   isTerminated(): boolean
@@ -12,16 +22,16 @@ export interface XGrammarMatcher {
 
 interface Library {
   readonly Grammar: {
-    fromEBNF(grammar: string): Promise<unknown>
-    fromStructuralTag(tag: unknown): Promise<unknown>
+    fromEBNF(grammar: string): Promise<XGrammarValue>
+    fromStructuralTag(tag: unknown): Promise<XGrammarValue>
   }
   readonly TokenizerInfo: {
-    createTokenizerInfo(vocab: string[], kind: string, prependSpace: boolean, size: number, stops: number[]): Promise<unknown>
+    createTokenizerInfo(vocab: string[], kind: string, prependSpace: boolean, size: number, stops: number[]): Promise<XGrammarValue>
   }
   readonly GrammarCompiler: {
-    createGrammarCompiler(info: unknown, cached: boolean): Promise<{ compileGrammar(grammar: unknown): Promise<unknown> }>
+    createGrammarCompiler(info: XGrammarValue, cached: boolean): Promise<XGrammarCompiler>
   }
-  readonly GrammarMatcher: { createGrammarMatcher(compiled: unknown, stops: number[]): Promise<XGrammarMatcher> }
+  readonly GrammarMatcher: { createGrammarMatcher(compiled: XGrammarValue, stops: number[]): Promise<XGrammarMatcher> }
 }
 
 /** The library, and its complaints as errors. */
