@@ -11,6 +11,7 @@ import {
   tuneStrength,
 } from '../steer/index.ts'
 import { type Advice, advise, answeredPairs, measures, type Outcome, outcomeOf, teacherTurns } from './memcoach-loop.ts'
+import { predictorOf } from './memcoach-predictor.ts'
 import { definePaper, type Figure, type Metrics, type Repeat, type Table } from './paper.ts'
 import type { Study } from './study.ts'
 import {
@@ -122,7 +123,7 @@ export const paper = definePaper({
       atMost: 0.08,
     },
   ],
-  data: 'Portraits of five attributes in four levels, each attribute as two tokens that are wrong in 5 % of cases; 300 scenes of six make the vector, 300 others judge it, 150 more choose its strength. The model, a Llama layout of four blocks and width 48, has learnt to tell what differs between two photos, and to give advice that looks at no photo. A second one reads the same photos rendered to 32 × 32 pixels through a vision tower of two blocks and a projector.',
+  data: 'Portraits of five attributes in four levels, each attribute as two tokens that are wrong in 5 % of cases; each photo of a scene draws 40 % of the attributes anew, and 300 scenes of six make the vector, 300 others judge it, 150 more choose its strength. The model, a Llama layout of four blocks and width 48, has learnt to tell what differs between two photos, and to give advice that looks at no photo. A second one reads the same photos rendered to 32 × 32 pixels through a vision tower of two blocks and a projector.',
   scale:
     'The paper steers InternVL3.5-8B and three others on 10,000 portraits, carries advice out with FLUX.1-Kontext, and judges it by a predictor of memorability on SigLIP features.',
   notReproduced: [
@@ -252,6 +253,8 @@ interface Measured {
   readonly perplexity: Readonly<Record<string, number>>
   readonly tuned: { readonly layer: number; readonly ratio: number; readonly score: number; readonly warnings: readonly string[] }
   readonly facts: Readonly<Record<string, number>>
+  /** What the second judge says, where photos are pixels. */
+  readonly predictor: Readonly<Record<string, number>>
 }
 
 async function measured(world: World, study: Study): Promise<Measured> {
@@ -283,6 +286,7 @@ async function measured(world: World, study: Study): Promise<Measured> {
   }
   return {
     advice,
+    predictor: name === 'pixels' ? await secondJudge(world, study, advice) : {},
     outcomes: Object.fromEntries(Object.entries(advice).map(([c, a]) => [c, outcomeOf(test.photos, a)])),
     warnings: pools.flatMap((p) => (vectors.get(p) as TeacherStudentContrast).warnings.map((w) => `${p}: ${w}`)),
     perplexity,
@@ -301,12 +305,21 @@ async function measured(world: World, study: Study): Promise<Measured> {
   }
 }
 
+/** What a predictor trained on the coach's own vision tower says of the photos that its advice makes. */
+async function secondJudge({ model, test }: World, study: Study, advice: Readonly<Record<string, readonly Advice[]>>) {
+  const predictor = await predictorOf(model, study)
+  const out: Record<string, number> = { 'rank correlation with M': predictor.correlation }
+  for (const condition of ['zero-shot', 'teacher', ours, papers])
+    out[`IR by the predictor, ${condition}`] = await predictor.improved(test.photos, advice[condition] as readonly Advice[])
+  return out
+}
+
 async function repeat(study: Study): Promise<Repeat> {
   const metrics: Record<string, number> = {}
   const tables: Table[] = []
   const figures: Figure[] = []
   const worlds: readonly (readonly [string, CoachWorld, number, readonly number[]])[] = [
-    ['tokens', { form: 'tokens', repeats: true, steps: study.size(600, 110) }, study.size(300, 60), study.size([1, 2], [1])],
+    ['tokens', { form: 'tokens', repeats: true, steps: study.size(450, 110) }, study.size(300, 60), study.size([1, 2], [1])],
     ...study.size(
       [
         ['no repeats', { form: 'tokens', repeats: false, steps: 400 }, 300, [1]] as const,
@@ -330,7 +343,7 @@ async function repeat(study: Study): Promise<Repeat> {
   return { metrics, tables, figures }
 }
 
-function metricsOf(name: string, { outcomes, perplexity, tuned, facts }: Measured): Record<string, number> {
+function metricsOf(name: string, { outcomes, perplexity, tuned, facts, predictor }: Measured): Record<string, number> {
   const out: Record<string, number> = {}
   const random = Object.keys(outcomes).filter((c) => /^random \d/.test(c))
   for (const [condition, o] of Object.entries(outcomes)) {
@@ -348,7 +361,7 @@ function metricsOf(name: string, { outcomes, perplexity, tuned, facts }: Measure
   )
   for (const [condition, v] of Object.entries(perplexity)) out[`${name}: perplexity of the teacher’s advice, ${condition}`] = v
   out[`${name}: tuned ρ`] = tuned.ratio
-  for (const [fact, v] of Object.entries(facts)) out[`${name}: ${fact}`] = v
+  for (const [fact, v] of Object.entries({ ...facts, ...predictor })) out[`${name}: ${fact}`] = v
   return out
 }
 

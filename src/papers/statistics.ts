@@ -1,4 +1,5 @@
 /** @file Tests of significance that reports use. */
+import { ranksOf } from '../explore/similarity/rsa.ts'
 
 /** Share of controls that reach a value, the value itself counted: the p-value of a permutation test. */
 export function permutationP(value: number, controls: readonly number[]): number {
@@ -36,4 +37,12 @@ export function normalCdf(x: number): number {
   const t = 1 / (1 + 0.3275911 * z)
   const erf = 1 - ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t * Math.exp(-z * z)
   return x < 0 ? (1 - erf) / 2 : (1 + erf) / 2
+}
+
+/** Spearman's rank correlation; equal values share their mean rank. */
+export function rankCorrelation(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  const [x, y] = [ranksOf(Float64Array.from(a)), ranksOf(Float64Array.from(b))]
+  const middle = (x.length - 1) / 2
+  const product = (p: Float64Array, q: Float64Array) => p.reduce((s, v, i) => s + (v - middle) * ((q[i] as number) - middle), 0)
+  return product(x, y) / Math.sqrt(product(x, x) * product(y, y))
 }

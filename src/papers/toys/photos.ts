@@ -28,9 +28,18 @@ export function memorability(photo: Photo): number {
   return 1 / (1 + Math.exp(-0.6 * sum))
 }
 
-/** A shoot: photos from the least to the most memorable. */
-export const scene = (random: RandomStream): Photo[] =>
-  Array.from({ length: 6 }, () => randomPhoto(random)).sort((a, b) => memorability(a) - memorability(b))
+/** Share of the attributes that are drawn anew in another photo of a scene. */
+const variation = 0.4
+
+/** Another photo of the same scene. */
+const varied = (photo: Photo, random: RandomStream): Photo =>
+  photo.map((level) => (random.next() < variation ? random.below(levels) : level))
+
+/** A shoot: six photos of one scene, from the least to the most memorable. */
+export function scene(random: RandomStream): Photo[] {
+  const base = randomPhoto(random)
+  return Array.from({ length: 6 }, () => varied(base, random)).sort((a, b) => memorability(a) - memorability(b))
+}
 
 const image = 1
 const words = { separator: 2, difference: 3, advise: 4, end: 5, describe: 6 } as const
@@ -170,7 +179,8 @@ function lessonOf(form: PhotoForm, repeats: boolean, random: RandomStream): Trai
       photo.map((level, i) => levelToken(i, level)),
     )
   if (draw < 2 / 3) {
-    const other = randomPhoto(random)
+    // Two photos of one scene differ by two variations.
+    const other = varied(varied(photo, random), random)
     return lesson(teacherPrompt(form, photo, other, random), differing(photo, other, random))
   }
   return lesson(studentPrompt(form, photo, random), habitualAdvice(random, repeats))
@@ -228,6 +238,6 @@ export function coachModel(seed: number, { form, repeats, steps }: CoachWorld): 
     std: 0.05,
     rate: cosineRate(4e-3, { steps, end: 1e-5 }),
     optimizer: adamW({ weightDecay: 0.05 }),
-    recipe: { language: 'photos', form, repeats, batch, noise: tokenNoise, pixels },
+    recipe: { language: 'photos', form, repeats, batch, noise: tokenNoise, variation, pixels },
   }
 }
