@@ -5,6 +5,7 @@ import { bytesOfModel, displayName, listModels, parseModelSource } from '../mode
 import type { Model } from '../run/model.ts'
 import { bodyOf, errorAnswer, lines, statusOf } from './answers.ts'
 import { asset } from './assets.ts'
+import { browserFiles } from './browser-files.ts'
 import type { Captures } from './captures.ts'
 import { valuesAnswer } from './look.ts'
 import type { Papers } from './papers.ts'
@@ -120,6 +121,7 @@ export function createApp({ registry, captures, papers, uploads, model: first, g
     return c.body(bytes, 200, { 'content-type': 'application/octet-stream', 'cache-control': 'no-store' })
   })
 
+  browserFiles(app)
   app.all('/api/*', (c) =>
     c.json({ error: { name: 'UsageError', message: `There is no ${c.req.method} ${c.req.path} in this API.` } }, 404),
   )

@@ -38,11 +38,25 @@ describe('who may speak to the server', () => {
     for (const path of ['/api/health', '/api/nothing', '/nothing.js', '/']) {
       const { headers } = await server.get(path)
       expect(headers.get('content-security-policy')).toContain("default-src 'none'")
-      expect(headers.get('content-security-policy')).not.toMatch(/unsafe|https?:/)
+      expect(headers.get('content-security-policy')).not.toMatch(/'unsafe|https?:/)
       expect(headers.get('x-content-type-options')).toBe('nosniff')
       expect(headers.get('referrer-policy')).toBe('no-referrer')
       expect(headers.get('access-control-allow-origin')).toBeNull()
     }
+  })
+
+  it('isolates its pages, so that a program in a tab may use threads, and has the files of the runtime for them', async () => {
+    const { headers } = await server.get('/')
+    expect(headers.get('cross-origin-opener-policy')).toBe('same-origin')
+    expect(headers.get('cross-origin-embedder-policy')).toBe('require-corp')
+    expect(headers.get('content-security-policy')).toContain("script-src 'self' 'wasm-unsafe-eval'")
+    const file = await server.get('/ort/ort-wasm-simd-threaded.wasm')
+    expect(file.headers.get('content-type')).toBe('application/wasm')
+    const bytes = new Uint8Array(await file.arrayBuffer())
+    expect([...bytes.subarray(0, 4)]).toEqual([0, 0x61, 0x73, 0x6d])
+    expect(await errorOf(await server.get('/ort/package.json'))).toMatchObject({
+      message: expect.stringContaining('has no file package.json'),
+    })
   })
 
   it('answers to the names of this machine only', async () => {
