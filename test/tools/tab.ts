@@ -23,7 +23,7 @@ const types: Readonly<Record<string, string>> = {
 }
 
 /** Bundles a page of the tests into a folder; gives the names of modules of Node that it would import. */
-export async function bundlePage(folder: string, entry = join(root, 'test/tools/tab/page.ts')): Promise<string[]> {
+export async function bundlePage(folder: string, entry = join(root, 'test/tools/tab/page.ts'), name = 'page'): Promise<string[]> {
   const { build } = await import('vite')
   const ofNode: string[] = []
   await build({
@@ -31,6 +31,7 @@ export async function bundlePage(folder: string, entry = join(root, 'test/tools/
     configFile: false,
     logLevel: 'error',
     plugins: [browserSources()],
+    resolve: { alias: [{ find: /^actlens\/(\w+)$/, replacement: join(root, 'src', '$1', 'index.ts') }] },
     build: {
       outDir: folder,
       emptyOutDir: false,
@@ -38,8 +39,9 @@ export async function bundlePage(folder: string, entry = join(root, 'test/tools/
       modulePreload: false,
       target: 'es2023',
       rolldownOptions: {
-        input: { page: entry },
+        input: { [name]: entry },
         output: { entryFileNames: '[name].js' },
+
         // Left as they are, so that a module of Node that slips in is seen and not replaced by an empty one.
         external: (id, importer) => {
           if (!id.startsWith('node:') || importer?.includes('onnxruntime-web')) return false
@@ -63,6 +65,8 @@ export interface OpenTab {
   readonly complaints: string[]
   /** Files at further paths. */
   readonly files: Map<string, string | Uint8Array>
+  /** Bundles a module that imports the package by its name; gives its address. */
+  script(code: string): Promise<string>
   close(): Promise<void>
 }
 
@@ -72,15 +76,16 @@ export interface TabOptions {
   readonly isolated?: boolean
   /** Further flags of Chromium. */
   readonly flags?: readonly string[]
-  /** Flags of ours to leave out. */
-  readonly without?: readonly string[]
+  /** Milliseconds that a call of the page may take (default 60,000). */
+  readonly timeout?: number
 }
 
 /** Bundles the page, serves it with the small models, and opens it. */
-export async function openTab({ isolated = true, flags: more = [], without = [] }: TabOptions = {}): Promise<OpenTab> {
+export async function openTab({ isolated = true, flags: more = [], timeout = 60_000 }: TabOptions = {}): Promise<OpenTab> {
   const folder = await mkdtemp(join(tmpdir(), 'actlens-tab-'))
   await bundlePage(join(folder, 'site'))
   await writeFile(join(folder, 'site', 'index.html'), '<!doctype html><title>tab</title><script type="module" src="/page.js"></script>')
+  let scripts = 0
   const requests: string[] = []
   const files = new Map<string, string | Uint8Array>()
   const isolation: Record<string, string> = isolated
@@ -108,11 +113,10 @@ export async function openTab({ isolated = true, flags: more = [], without = [] 
   const { chromium } = await import('playwright-core')
   const context = await chromium.launchPersistentContext(join(folder, 'profile'), {
     executablePath: browser as string,
-    args: [...flags.filter((f) => !without.includes(f)), ...more],
-    ignoreDefaultArgs: without.length > 0 ? [...without] : false,
+    args: [...flags, ...more],
   })
   const page = context.pages()[0] as Page
-  page.setDefaultTimeout(60_000)
+  page.setDefaultTimeout(timeout)
   const complaints: string[] = []
   page.on('console', (m) => {
     if (m.type() === 'error' || m.type() === 'warning') complaints.push(m.text())
@@ -127,6 +131,13 @@ export async function openTab({ isolated = true, flags: more = [], without = [] 
     requests,
     complaints,
     files,
+    async script(code) {
+      const name = `script-${scripts++}`
+      const entry = join(folder, `${name}.js`)
+      await writeFile(entry, code)
+      await bundlePage(join(folder, 'site'), entry, name)
+      return `/${name}.js`
+    },
     async close() {
       await context.close()
       server.closeAllConnections()
