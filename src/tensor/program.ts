@@ -7,7 +7,7 @@ import { lower } from './lower.ts'
 import { type WeightRef, weightBytes } from './ops/leaf.ts'
 import { splitWeights } from './pieces.ts'
 import { getRuntime } from './runtime/index.ts'
-import type { Runtime, RuntimeTensor } from './runtime/runtime.ts'
+import type { Device, Runtime, RuntimeTensor } from './runtime/runtime.ts'
 import type { SessionCache, SessionOptions } from './session-cache.ts'
 import { type Node, shown, type Tensor } from './tensor.ts'
 
@@ -68,6 +68,8 @@ export class Program<Name extends string = string> {
     const tidied = lowerable(
       names.map((n) => outputs[n]),
       segmented,
+      false,
+      options.device,
     )
     const tensors = options.stream ? splitWeights(tidied, options.stream.pieceBytes) : tidied
     const nodes = topological(tensors)
@@ -222,8 +224,8 @@ function mergeSegments(segmentOf: Map<Node, number>, bytes: number): void {
 }
 
 /** The same outputs in ops that can be lowered, tidied; `keepReshapes` as in {@link tidy}. */
-export function lowerable(outputs: readonly Tensor[], segmented: boolean, keepReshapes = false): Tensor[] {
-  const expander = new Rewriter({ expand: (node) => !node.op.lower || node.op.fuses?.(node) === false })
+export function lowerable(outputs: readonly Tensor[], segmented: boolean, keepReshapes = false, device?: Device): Tensor[] {
+  const expander = new Rewriter({ expand: (node) => !node.op.lower || node.op.fuses?.(node, device) === false })
   return tidy(
     outputs.map((t) => expander.map(t)),
     segmented,

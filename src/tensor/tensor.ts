@@ -1,6 +1,7 @@
 /** @file Traced tensors: values of a graph that has not run yet. A graph is nothing but tensors pointing at the nodes that make them. */
 import { ShapeError, UsageError } from '../base/errors.ts'
 import type { DType, TypedArray } from '../base/types.ts'
+import type { Device } from './runtime/runtime.ts'
 
 /** One axis of a traced tensor: a length, or the name of a length that is known only when the program runs (`batch`, `pos`). */
 export type Dim = number | string
@@ -71,8 +72,8 @@ export interface OpRow {
   readonly infer: (inputs: readonly (Tensor | undefined)[], attrs: Attrs) => readonly TensorType[]
   /** Lowering to ONNX: names of the outputs. Absent for composites that only expand. */
   readonly lower?: (e: Emitter, inputs: readonly string[], node: Node) => readonly string[]
-  /** Whether the fused lowering can serve a node; it is expanded where not. */
-  readonly fuses?: (node: Node) => boolean
+  /** Whether the fused lowering can serve a node on a device (the CPU where none is named); it is expanded where not. */
+  readonly fuses?: (node: Node, device?: Device) => boolean
   /** The same in simpler ops; what is inside becomes visible. */
   readonly expand?: (inputs: readonly (Tensor | undefined)[], attrs: Attrs) => Expansion
   /** Gradients with respect to the inputs, given those of the outputs; `'none'` where the derivative is zero or undefined everywhere. Composites without a rule are expanded first. */

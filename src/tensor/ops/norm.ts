@@ -68,7 +68,9 @@ defineOp({
     return { outputs: [normalized, reciprocal(scale)] }
   },
   // The fused kernels must know the width when compiled, and keep their statistics in float32.
-  fuses: ({ inputs: [x] }) => x?.dtype === 'float32' && typeof x.shape.at(-1) === 'number',
+  // WebGPU's kernel without a mean leaves its second output as it finds it.
+  fuses: ({ inputs: [x], attrs }, device) =>
+    x?.dtype === 'float32' && typeof x.shape.at(-1) === 'number' && (device !== 'webgpu' || attrs.centre === true),
   lower: (e, [x], node) => {
     const width = (node.inputs[0] as Tensor).shape.at(-1) as number
     const { eps, centre } = node.attrs as { eps: number; centre: boolean }
