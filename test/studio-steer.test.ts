@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import type { Page } from 'playwright-core'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { loadVector } from '../src/steer/index.ts'
+import { readValues } from '../studio/src/lib/safetensors.ts'
 import { artifacts, browser, type OpenStudio, openStudio, skipped } from './tools/studio-browser.ts'
 
 describe.skipIf(!browser)(`the room Steer in a browser${skipped}`, () => {
@@ -146,4 +147,25 @@ describe.skipIf(!browser)(`the room Steer in a browser${skipped}`, () => {
     expect(studio.foreign).toEqual([])
     expect(studio.complaints.filter((c) => !/\b40\d\b|422/.test(c))).toEqual([])
   }, 60_000)
+
+  it('shows all numbers of any site as a heat-map with its axes named; the link opens it again', async () => {
+    await page.setViewportSize({ width: 1440, height: 900 })
+    await page.goto('about:blank')
+    await page.goto(`${studio.server.url}#${new URLSearchParams({ new: '8', at: 'mlp_act.1@3', 'look.heat': 'true' })}`)
+    const map = page.getByRole('img', { name: /Heat-map of mlp_act\.1: \d+ tokens across, d_mlp down/ })
+    await map.waitFor()
+    await expect.poll(() => map.evaluate((c: HTMLCanvasElement) => c.width)).toBeGreaterThan(20)
+    // The read-out of a cell is the number that the server has for it.
+    const { width, height } = await map.evaluate((c: HTMLCanvasElement) => ({ width: c.width, height: c.height }))
+    const box = (await map.boundingBox()) as { width: number; height: number }
+    await map.hover({ position: { x: (box.width * 3.5) / width, y: (box.height * 5.5) / height } })
+    const answer = await page.request.post(`${studio.server.url}api/values`, {
+      data: { text: 'Once upon a time, there was a little girl named Lily.', site: 'mlp_act.1' },
+    })
+    const { data, shape } = readValues(new Uint8Array(await answer.body()).buffer)
+    expect([width, height]).toEqual(shape)
+    const told = await page.getByText(/token 3, d_mlp 5: /).textContent()
+    expect(Number(told?.split('d_mlp 5: ')[1]?.replace('−', '-'))).toBeCloseTo(data[3 * (shape[1] as number) + 5] as number, 3)
+    await page.screenshot({ path: join(artifacts, 'test-heat.png'), fullPage: true })
+  })
 })

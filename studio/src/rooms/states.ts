@@ -15,6 +15,10 @@ const pair = {
 /** The states of all rooms, by name. */
 export const usualStates = {
   pair,
+  look: {
+    /** All numbers of the open site as a heat-map, instead of those at one token. */
+    heat: false,
+  },
   patch: {
     site: 'resid_pre',
     positions: 'each',
