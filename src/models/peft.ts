@@ -41,6 +41,10 @@ const refusals: Readonly<Record<string, readonly unknown[]>> = {
   alora_invocation_tokens: [],
   arrow_config: [],
   target_parameters: [[]],
+  use_bdlora: [false],
+  kasa_config: [],
+  monteclora_config: [],
+  velora_config: [],
 }
 
 function refuseOthers(config: Config, where: string): void {
@@ -60,7 +64,8 @@ function patterned(patterns: unknown, module: string, otherwise: unknown): numbe
   const rows = typeof patterns === 'object' && patterns !== null ? Object.entries(patterns) : []
   const found = rows.find(([key]) => {
     // Paths with layer numbers and alternatives, as PEFT writes them; anything with more power is not run.
-    if (!/^[\w.|()^$\\*+?[\]-]*$/.test(key) || key.length > 500)
+    // Repeated groups could take for ever.
+    if (!/^[\w.|()^$\\*+?[\]-]*$/.test(key) || /[)\]][*+]/.test(key) || key.length > 500)
       throw new FormatError(`The pattern ${JSON.stringify(key)} of an adapter is not read.`)
     try {
       return new RegExp(key.startsWith('^') ? key : `^(?:.*\\.)?(?:${key})$`).test(module)

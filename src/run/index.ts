@@ -1,6 +1,8 @@
 /** @file Loading and running models. */
 
+export { type AdapterLayer, type PeftAdapter, peftAdapter, readPeftAdapter, writePeftAdapter } from '../models/peft.ts'
 export { inverse, type SiteMap, type Transform, transformKinds, transformOf } from '../models/transforms/index.ts'
+export { type AdapterEdits, adapterEdits, adapterOf } from './adapters.ts'
 export { Activation, type Batch, type ModelInput, type ModelTensors } from './batch.ts'
 export type { CompileMode } from './core.ts'
 export type { Directions, HessianRequest, HessianResult, JvpRequest, JvpResult } from './derivatives.ts'
