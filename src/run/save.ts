@@ -1,7 +1,7 @@
 /** @file A model as a Hugging Face folder that others open. For Node only. */
 import { existsSync } from 'node:fs'
-import { copyFile, mkdir } from 'node:fs/promises'
-import { join } from 'node:path'
+import { copyFile, mkdir, readFile } from 'node:fs/promises'
+import { dirname, join, resolve } from 'node:path'
 import { listed, ModelError, throwIfCancelled, UsageError } from '../base/errors.ts'
 import { writeFailure, writeFileWhole } from '../base/files.ts'
 import type { WorkOptions } from '../base/progress.ts'
@@ -74,7 +74,7 @@ export async function saveModel(model: Model, folder: string, options: SaveOptio
       )}). Fold them into the weights where that is exact (foldEdits), or save model.plain.`,
     )
   const { opened } = model.internals.source
-  if (opened.folder !== undefined && join(opened.folder) === join(folder))
+  if (sourceFolders(opened.store, opened.folder).has(resolve(folder)))
     throw new UsageError(`${folder} is the folder that the model is read from; give another one.`)
   const { config, store } = await asPublished({ config: opened.config, store: opened.store, family: model.internals.source.options.family })
   const tensors = writable(model, store)
@@ -100,9 +100,17 @@ export async function saveModel(model: Model, folder: string, options: SaveOptio
   }
   await writeFileWhole(join(folder, recordFile), `${JSON.stringify(record, null, 2)}\n`)
   // Last, since a folder with a config is taken for a whole model.
-  await writeFileWhole(join(folder, 'config.json'), `${JSON.stringify(withType(config, type.dtype), null, 2)}\n`)
+  await writeFileWhole(join(folder, 'config.json'), `${configText(withType(config, type.dtype), await floatFields(opened.folder))}\n`)
   const bytes = tensors.reduce((sum, t) => sum + countOf(t) * type.bytes, 0)
   return { folder, files: [...files, ...copied, recordFile, 'config.json'], bytes, dtype, notes }
+}
+
+/** Folders that the weights are read from, which must not be written into while they are. */
+function sourceFolders(store: WeightStore, folder: string | undefined): Set<string> {
+  const paths = [...store.tensors.values()]
+    .flatMap((t) => [t.source, ...(t.source.basis ?? [])])
+    .map((s) => dirname(resolve(s.path ?? s.name)))
+  return new Set(folder === undefined ? paths : [...paths, resolve(folder)])
 }
 
 const countOf = (t: StoredTensor) => t.shape.reduce((p, n) => p * n, 1)
@@ -112,6 +120,17 @@ function withType(config: Config, dtype: string): Config {
   const { torch_dtype: old, dtype: recent, quantization_config: _, ...rest } = config
   return { ...rest, ...(old !== undefined || recent === undefined ? { torch_dtype: dtype } : { dtype }) }
 }
+
+/** Names of fields that a folder's own config writes as fractions: transformers refuses 3 where it wants 3.0, which JSON.parse does not tell apart. */
+async function floatFields(folder: string | undefined): Promise<ReadonlySet<string>> {
+  if (folder === undefined) return new Set()
+  const text = await readFile(join(folder, 'config.json'), 'utf8')
+  return new Set([...text.matchAll(/"([^"\\]+)"\s*:\s*-?\d+(?:\.\d+|(?:\.\d+)?[eE][+-]?\d+)/g)].map((m) => m[1] as string))
+}
+
+/** A config as JSON, with `.0` behind whole numbers of the given fields. */
+const configText = (config: Config, floats: ReadonlySet<string>) =>
+  JSON.stringify(config, null, 2).replace(/"([^"\\]+)": (-?\d+)(?=[,\n])/g, (all, name: string) => (floats.has(name) ? `${all}.0` : all))
 
 /** Tensors that belong into the folder: no buffers, no copy of tied weights, nothing of another model. */
 function writable(model: Model, store: WeightStore): StoredTensor[] {
