@@ -1,7 +1,7 @@
 /** @file Opening what people have: folders, files, packages and hub models, by their contents. */
 import { existsSync, readdirSync } from 'node:fs'
 import { basename, dirname, extname, join } from 'node:path'
-import { FormatError, listed, ModelError } from '../base/errors.ts'
+import { FormatError, listed, ModelError, UsageError } from '../base/errors.ts'
 import { readJson } from '../base/files.ts'
 import type { Config } from '../models/config.ts'
 import { convertWeights, fingerprintOf } from '../models/convert.ts'
@@ -13,20 +13,24 @@ import { llama2cModel } from '../models/llama2c-model.ts'
 import { ggufTokenizer, loadHfTokenizer, parseLlama2cTokenizer, type Tokenizer } from '../models/text/index.ts'
 import type { Transform } from '../models/transforms/index.ts'
 import { assemble, type LoadOptions, type OpenedModel } from './load.ts'
-import type { Model } from './model.ts'
+import { Model } from './model.ts'
 import { loadOnnx } from './onnx/load.ts'
 import type { OnnxModel } from './onnx/model.ts'
 import { recordFile } from './save.ts'
 import { selfChecked } from './self-checked.ts'
 
 /**
- * Loads a model: `embedded`, a folder, a file, a hub id, or `npm:name@version#path`. An `.onnx` file gives an {@link OnnxModel}.
+ * Loads a model: `embedded`, a folder, a file, a hub id, or `npm:name@version#path`. A name that ends with `.onnx` gives an
+ * {@link OnnxModel}: where only a run tells the name, call {@link loadAny}, whose type says so. A folder that holds an ONNX file is refused.
  * @throws FormatError, ModelError, UsageError with what is wrong and what to do.
  */
 export async function load(model: `${string}.onnx`, options?: LoadOptions): Promise<OnnxModel>
 export async function load(model: string, options?: LoadOptions): Promise<Model>
 export async function load(model: string, options: LoadOptions = {}): Promise<Model | OnnxModel> {
-  return loadAny(model, options)
+  const loaded = await loadAny(model, options)
+  if (loaded instanceof Model || /\.onnx$/i.test(model)) return loaded
+  await loaded.dispose()
+  throw new UsageError(`${model} holds an ONNX file, which is another kind of model; load it with loadAny, or name the .onnx file itself.`)
 }
 
 /** Loads a model of which only a run tells the kind: what is an ONNX file has the `kind` 'onnx'. */

@@ -211,6 +211,20 @@ for (const cache of [false, true])
     await model.dispose()
   })
 
+test('a file of a model packed to 4 bits keeps them packed, and has gradients to its activations', async () => {
+  const model = await tinyModel(tinyLlama, { precision: 'q4' })
+  const { path, contrib } = await exported(model)
+  expect(contrib).toContain('MatMulNBits')
+  const imported = await loadOnnx(path, { id: 'exported', hash: async () => '' }, { threads: 1 })
+  const ids = rows[0] as number[]
+  const [of, at] = [{ kind: 'next-token' } as const, ['resid_post.0', 'mlp_act.1']]
+  const g = await imported.gradient({ of, at }, imported.tokenInputs([ids]))
+  const w = await model.gradient({ of, at }, { ids })
+  for (const site of at) expect(errorOf(g.sites[site]?.data as Float32Array, w.sites[site]?.data as Float32Array)).toBeLessThan(1e-4)
+  await imported.dispose()
+  await model.dispose()
+})
+
 test('what the inputs of a file do not tell is refused in a sentence', async () => {
   const model = await tinyModel()
   const path = '/nowhere/model.onnx'

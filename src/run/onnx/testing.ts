@@ -18,12 +18,12 @@ import type { LoadOptions } from '../load.ts'
 import { loadOnnx } from './load.ts'
 import type { OnnxModel } from './model.ts'
 
-/** A node: operator, inputs, outputs, integer (or integers, or `{ g }` sub-graph) attributes. */
+/** A node: operator (`com.microsoft:NAME` for the runtime's own), inputs, outputs, integer (or integers, or `{ f }` float, or `{ g }` sub-graph) attributes. */
 export type NodeInit = readonly [
   string,
   readonly string[],
   readonly string[],
-  Readonly<Record<string, number | readonly number[] | { g: GraphInit }>>?,
+  Readonly<Record<string, number | readonly number[] | { f: number } | { g: GraphInit }>>?,
 ]
 
 /** A graph as tests write it. */
@@ -81,11 +81,13 @@ export function graphOf(init: GraphInit): MessageInitShape<typeof GraphProtoSche
     node: init.nodes.map(([opType, input, output, attrs], i) =>
       create(NodeProtoSchema, {
         name: `node${i}`,
-        opType,
+        opType: opType.split(':').at(-1) as string,
+        domain: opType.includes(':') ? (opType.split(':')[0] as string) : '',
         input: [...input],
         output: [...output],
         attribute: Object.entries(attrs ?? {}).map(([name, value]) => {
           if (typeof value === 'number') return create(AttributeProtoSchema, { name, type: AttributeType.INT, i: BigInt(value) })
+          if ('f' in value) return create(AttributeProtoSchema, { name, type: AttributeType.FLOAT, f: value.f })
           if ('g' in value) return create(AttributeProtoSchema, { name, type: AttributeType.GRAPH, g: graphOf(value.g) })
           return create(AttributeProtoSchema, { name, type: AttributeType.INTS, ints: value.map(BigInt) })
         }),
@@ -99,7 +101,14 @@ export function graphOf(init: GraphInit): MessageInitShape<typeof GraphProtoSche
 export const encodeModel = (init: GraphInit, opset = 17) =>
   toBinary(
     ModelProtoSchema,
-    create(ModelProtoSchema, { irVersion: 8n, opsetImport: [{ domain: '', version: BigInt(opset) }], graph: graphOf(init) }),
+    create(ModelProtoSchema, {
+      irVersion: 8n,
+      opsetImport: [
+        { domain: '', version: BigInt(opset) },
+        { domain: 'com.microsoft', version: 1n },
+      ],
+      graph: graphOf(init),
+    }),
   )
 
 /** Writes bytes into a fresh folder. */

@@ -100,7 +100,14 @@ const rules: Readonly<Record<string, Rule>> = {
     const zeros = c.x[3]
     if (zeros && zeros.dtype !== 'uint8') throw refused(c, `with zero points of type ${zeros.dtype}`)
     const points = zeros && op.reshape(zeros, [n, Math.ceil((count * bits) / 8)])
-    const y = op.matmulBlocks(x.rank < 2 ? op.unsqueeze(x, 0) : x, parts.packed, parts.scales, points, { n, k, block, bits })
+    const y = op.matmulBlocks(
+      x.rank < 2 ? op.unsqueeze(x, 0) : x,
+      parts.packed,
+      parts.scales,
+      points,
+      { n, k, block, bits },
+      { accuracy: int(c, 'accuracy_level', 0) },
+    )
     const flat = x.rank < 2 ? op.squeeze(y, 0) : y
     return [c.x[5] ? op.add(flat, c.x[5]) : flat]
   },

@@ -50,6 +50,13 @@ const shapeThenSlice: Rewrite = (node, { fresh, constant }) => {
   ]
 }
 
+/** Before sums could be scattered, values were only set. */
+const withoutReduction: Rewrite = (node) => {
+  const reduction = node.attribute.find((a) => a.name === 'reduction')
+  if (reduction && new TextDecoder().decode(reduction.s) !== 'none') return undefined
+  return [create(NodeProtoSchema, { ...node, attribute: node.attribute.filter((a) => a !== reduction) })]
+}
+
 const reducing = (since: number): Form => ({ since, older: { since: 7, rewrite: axesAsAttribute } })
 
 /** Versions of the standard operators that our lowering emits; what is not here needs the version that our programs import. */
@@ -60,11 +67,13 @@ const forms: Readonly<Record<string, Form>> = {
       .map((op) => [op, { since: 7 }]),
   ),
   ...Object.fromEntries('Max Min Expand Erf Sign Where Greater Less Equal'.split(' ').map((op) => [op, { since: 9 }])),
-  ...Object.fromEntries('Slice CumSum Clip TopK GatherElements Round'.split(' ').map((op) => [op, { since: 11 }])),
+  ...Object.fromEntries('Slice CumSum Clip TopK GatherElements Round Range'.split(' ').map((op) => [op, { since: 11 }])),
   ...Object.fromEntries('GreaterOrEqual LessOrEqual'.split(' ').map((op) => [op, { since: 12 }])),
   ...Object.fromEntries('Softmax LogSoftmax'.split(' ').map((op) => [op, { since: 13 }])),
   LayerNormalization: { since: 17 },
   Shape: { since: 15, older: { since: 10, rewrite: (node, c) => (node.attribute.length === 0 ? [node] : shapeThenSlice(node, c)) } },
+  Split: { since: 13 },
+  ScatterElements: { since: 16, older: { since: 11, rewrite: withoutReduction } },
   ReduceSum: reducing(13),
   Squeeze: reducing(13),
   Unsqueeze: reducing(13),
