@@ -2,13 +2,14 @@
 import type { NDArray } from '../base/types.ts'
 import { add, cos, div, expand, maximum, minimum, mul, type Shape, scalar, sin, sqrt, sub, sum, type Tensor } from '../tensor/index.ts'
 import type { EditParam } from './edits.ts'
+import { prepareLinear } from './linear-op.ts'
 import { prepareSae } from './sae-op.ts'
 
 /**
- * What a parameter may be: a number; a vector over the site's last axes; any array that broadcasts against the site; a seed; the weights
- * of a sparse autoencoder; values of latents by number; a word; yes or no.
+ * What a parameter may be: a number; a vector over the site's last axes; any array that broadcasts against the site; a matrix; a seed; a
+ * number for each generated token; the weights of a sparse autoencoder; values of latents by number; a word; yes or no.
  */
-export type ParamKind = 'number' | 'vector' | 'array' | 'seed' | 'sae' | 'latents' | 'word' | 'flag'
+export type ParamKind = 'number' | 'vector' | 'array' | 'matrix' | 'seed' | 'schedule' | 'sae' | 'latents' | 'word' | 'flag'
 
 /** One parameter of an edit op. */
 export interface ParamRow {
@@ -56,6 +57,17 @@ const dot = (x: Tensor, y: Tensor) => sum(mul(x, y), [-1], true)
 const unit = (v: Tensor) => div(v, sqrt(dot(v, v)))
 const filled = (x: Tensor, value: Tensor) => expand(value, x.shape, x)
 const at = (p: Readonly<Record<string, Tensor>>, name: string) => p[name] as Tensor
+/** scale · vector, times what a schedule says of the position. */
+const addend = (p: Readonly<Record<string, Tensor>>) => {
+  const moved = mul(at(p, 'vector'), at(p, 'scale'))
+  return p.schedule ? mul(moved, p.schedule) : moved
+}
+
+const scheduleRow: ParamRow = {
+  kind: 'schedule',
+  doc: 'factors for the first generated token, the second, …; the last one holds on, and the prompt is left alone',
+  optional: true,
+}
 
 /** The edit ops, by the name used in edits files. */
 export const editOps = {
@@ -64,8 +76,22 @@ export const editOps = {
     params: {
       vector: { kind: 'array', doc: 'the direction' },
       scale: { kind: 'number', doc: 'factor on it', otherwise: 1 },
+      schedule: scheduleRow,
     },
-    apply: (x, p) => add(x, mul(at(p, 'vector'), at(p, 'scale'))),
+    apply: (x, p) => add(x, addend(p)),
+  },
+  add_keep_norm: {
+    doc: 'Adds scale · vector, then gives the sum the norm that the value had.',
+    params: {
+      vector: { kind: 'array', doc: 'the direction' },
+      scale: { kind: 'number', doc: 'factor on it', otherwise: 1 },
+      schedule: scheduleRow,
+    },
+    apply: (x, p) => {
+      const moved = add(x, addend(p))
+      // A sum of zero has no direction; it stays zero.
+      return mul(moved, sqrt(div(dot(x, x), maximum(dot(moved, moved), scalar(1e-30, x.dtype)))))
+    },
   },
   set: {
     doc: 'Replaces the value by a number, vector or array.',
@@ -115,6 +141,21 @@ export const editOps = {
       return add(x, mul(sub(at(p, 'value'), dot(x, v)), v))
     },
   },
+  project_clamp: {
+    doc: 'Keeps the component along a vector within limits, leaving the rest.',
+    params: {
+      vector: { kind: 'vector', doc: 'the direction; its length does not matter' },
+      min: { kind: 'number', doc: 'lower limit of the component along the unit vector', optional: true },
+      max: { kind: 'number', doc: 'upper limit', optional: true },
+    },
+    oneOf: ['min', 'max'],
+    apply: (x, p) => {
+      const v = unit(at(p, 'vector'))
+      const along = dot(x, v)
+      const low = p.min ? maximum(along, p.min) : along
+      return add(x, mul(sub(p.max ? minimum(low, p.max) : low, along), v))
+    },
+  },
   rotate: {
     doc: 'Turns the value in the plane of two vectors, from the first towards the second; its norm is kept.',
     params: {
@@ -138,6 +179,17 @@ export const editOps = {
     },
     oneOf: ['scale', 'shift'],
     apply: (x, p) => add(mul(x, at(p, 'scale')), at(p, 'shift')),
+  },
+  linear: {
+    doc: 'value + scale · ((value − center) · down · up + shift): a linear map by two thin factors.',
+    params: {
+      down: { kind: 'matrix', doc: '[width, rank]' },
+      up: { kind: 'matrix', doc: '[rank, width]' },
+      center: { kind: 'vector', doc: 'taken off before', optional: true },
+      shift: { kind: 'vector', doc: 'added', optional: true },
+      scale: { kind: 'number', doc: 'strength: 0 leaves the value, 1 is the map', otherwise: 1 },
+    },
+    prepare: prepareLinear,
   },
   replace: {
     doc: 'Replaces the value by a recorded activation, position by position; positions beyond the record are left alone.',

@@ -64,9 +64,20 @@ const data = (
   ...(options.where ? { where: options.where } : {}),
 })
 
+/** What the constructors of additions take. */
+export interface AddOptions extends EditOptions {
+  /** Factor on the vector (default 1). */
+  readonly scale?: number
+  /** Factors for the first generated token, the second, …; the last one holds on, and the prompt is left alone. */
+  readonly schedule?: readonly number[]
+}
+
 /** Adds `scale · vector` (scale 1 by default). */
-export const add = (site: string, vector: ArrayParam, o: EditOptions & { scale?: number } = {}) =>
-  data('add', site, { vector, scale: o.scale }, o)
+export const add = (site: string, vector: ArrayParam, o: AddOptions = {}) =>
+  data('add', site, { vector, scale: o.scale, schedule: o.schedule }, o)
+/** Adds `scale · vector`, then gives the sum the norm that the value had (`normalize` in repeng). */
+export const addKeepNorm = (site: string, vector: ArrayParam, o: AddOptions = {}) =>
+  data('add_keep_norm', site, { vector, scale: o.scale, schedule: o.schedule }, o)
 /** Replaces the value. */
 export const set = (site: string, value: ArrayParam, o?: EditOptions) => data('set', site, { value }, o)
 /** Replaces the value by zeros. */
@@ -83,6 +94,15 @@ export const projectOut = (site: string, vector: ArrayParam, o?: EditOptions) =>
 /** Sets the component along a unit vector to `value`. */
 export const projectTo = (site: string, vector: ArrayParam, value: number, o?: EditOptions) =>
   data('project_to', site, { vector, value }, o)
+/** Keeps the component along a unit vector within limits; either may be left out. */
+export const projectClamp = (site: string, vector: ArrayParam, limits: { min?: number; max?: number }, o?: EditOptions) =>
+  data('project_clamp', site, { vector, ...limits }, o)
+/** `x + scale · ((x − center)·down·up + shift)`, `down` [width, rank] and `up` [rank, width]. */
+export const linear = (
+  site: string,
+  p: { down: ArrayParam; up: ArrayParam; center?: ArrayParam; shift?: ArrayParam; scale?: number },
+  o?: EditOptions,
+) => data('linear', site, { ...p }, o)
 /** Turns the value by `angle` radians in the plane of two vectors, keeping its norm. */
 export const rotate = (site: string, from: ArrayParam, to: ArrayParam, angle: number, o?: EditOptions) =>
   data('rotate', site, { from, to, angle }, o)
@@ -239,7 +259,8 @@ function plainParam(value: EditParam, row: ParamRow | undefined, label: string):
 }
 
 /** Whether a parameter is numbers laid against the axes of a site. */
-export const isArrayParam = (row: ParamRow | undefined) => row !== undefined && ['number', 'vector', 'array', 'seed'].includes(row.kind)
+export const isArrayParam = (row: ParamRow | undefined) =>
+  row !== undefined && ['number', 'vector', 'array', 'matrix', 'seed', 'schedule'].includes(row.kind)
 
 function listsOf(value: ArrayParam, label: string): Nested {
   if (typeof value === 'number' || Array.isArray(value)) return value as Nested

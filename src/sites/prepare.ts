@@ -31,6 +31,10 @@ export interface PreparedParam {
   readonly positional: boolean
   /** Seed of noise that is drawn for each step. */
   readonly seed?: number
+  /** Its numbers are for the first generated token, the second, …; the last one holds on. */
+  readonly schedule?: true
+  /** It has one value for each row of the caller's batch, the same at all positions. */
+  readonly perRow?: true
 }
 
 /** An edit at one site. */
@@ -97,21 +101,32 @@ export function prepareEdits(edits: readonly Edit[], resolver: SiteResolver): Pr
   return out
 }
 
-function prepareOne(edit: Edit, info: SiteInfo, where: Where, resolver: SiteResolver, index: number): PreparedEdit {
-  const label = `${edit.op} at ${info.site}`
+function prepareOne(given: Edit, info: SiteInfo, clause: Where, resolver: SiteResolver, index: number): PreparedEdit {
+  const label = `${given.op} at ${info.site}`
+  const { edit, where } = scheduled(given, clause, label)
   const own = edit.op === 'function' ? undefined : ownEdit(edit, info, label)
   const params = edit.op === 'function' || own ? new Map<string, PreparedParam>() : prepareParams(edit, info, label)
   const when = where.when ? prepareWhen(where.when, info, resolver, label) : undefined
-  const positional = [...params.values()].some((p) => p.positional && p.seed === undefined)
+  const positional = [...params.values()].some((p) => p.positional && p.seed === undefined && !p.schedule && !p.perRow)
   const masked = needsMask(where) || positional || when !== undefined
   if (where.tokens && sequenceOf(info) === 'image')
     throw new EditError(`The edit ${label} can never fire: its 'where.tokens' names tokens, and an image has none.`)
   if (masked && positionAxis(info.row) < 0) throw new EditError(`The edit ${label} cannot have a 'where' on positions: the site has none.`)
   const reads = edit.op === 'function' ? edit.reads.map((r) => resolver.one(r)) : []
-  const shape = [...params].map(([name, p]) => `${name}:${p.array.shape.map((n, i) => (n === 1 ? 1 : p.axes[i])).join('x')}`).join(',')
+  const axesOf = (p: PreparedParam) => (p.schedule ? '' : p.array.shape.map((n, i) => (n === 1 ? 1 : p.axes[i])).join('x'))
+  const shape = [...params].map(([name, p]) => `${name}:${axesOf(p)}`).join(',')
   const id = edit.op === 'function' ? `#${functionId(edit.apply)}(${edit.reads.join()})` : ''
   const structure = `${edit.op}${id}${own?.structure ?? ''}@${info.site}(${shape})${masked ? ' masked' : ''}${when ? ` when ${when.info.site} ${when.above ? '>' : '<'}` : ''}`
   return { edit, label, info, params, masked, ...(when ? { when } : {}), ...(own ? { own } : {}), reads, key: `edit.${index}`, structure }
+}
+
+/** A schedule says how strong an edit is at generated tokens, so it acts at those only. */
+function scheduled(edit: Edit, where: Where, label: string): { edit: Edit; where: Where } {
+  if (edit.op === 'function' || edit.params?.schedule === undefined) return { edit, where }
+  if (where.phase === 'prompt')
+    throw new EditError(`The edit ${label} can never fire: its schedule is for generated tokens, and its 'where' names the prompt.`)
+  const narrowed: Where = { ...where, phase: 'generated' }
+  return { edit: { ...edit, where: narrowed }, where: narrowed }
 }
 
 function ownEdit(edit: DataEdit, info: SiteInfo, label: string): OwnEdit | undefined {
@@ -157,6 +172,12 @@ function prepareParams(edit: DataEdit, info: SiteInfo, label: string): Map<strin
       continue
     }
     const array = toArray(value, label)
+    if (p.kind === 'schedule') {
+      if (array.shape.length !== 1 || array.data.length === 0)
+        throw new EditError(`The parameter '${name}' of the edit ${label} must be a list of numbers, one for each generated token.`)
+      out.set(name, { array, axes: info.row.axes, positional: true, schedule: true })
+      continue
+    }
     if (p.kind === 'number' && array.data.length !== 1)
       throw new EditError(`The parameter '${name}' of the edit ${label} must be one number, not an array of ${array.data.length}.`)
     const prepared = p.kind === 'number' ? { array: { ...array, shape: [] }, axes: [], positional: false } : align(array, info, name, label)
@@ -199,11 +220,21 @@ function align(array: NDArray<Float32Array>, info: SiteInfo, name: string, label
     else if (n !== 1 && n !== size) throw wrong()
   }
   if (shape.length === 1 && shape[0] === 1 && axisSize(own[0] as AxisName, spec) !== 1) shape = []
-  return { array: { ...array, shape }, axes: own.slice(own.length - shape.length), positional }
+  const perRow =
+    shape.length === axes.length &&
+    axes[0] === 'batch' &&
+    shape[0] !== 1 &&
+    own.every((a, i) => i === 0 || axisSize(a, spec) || shape[i] === 1)
+  return {
+    array: { ...array, shape },
+    axes: own.slice(own.length - shape.length),
+    positional,
+    ...(perRow ? { perRow: true as const } : {}),
+  }
 }
 
 function checkDirections(edit: DataEdit, params: ReadonlyMap<string, PreparedParam>, label: string): void {
-  if (!['project_out', 'project_to', 'rotate'].includes(edit.op)) return
+  if (!['project_out', 'project_to', 'project_clamp', 'rotate'].includes(edit.op)) return
   for (const [name, p] of params)
     if (p.array.shape.length > 0 && p.array.data.every((v) => v === 0))
       throw new EditError(`The parameter '${name}' of the edit ${label} is a zero vector, which has no direction.`)
@@ -244,6 +275,7 @@ export function feedsOf(e: PreparedEdit, places: StepPlaces, fired: FireCounts):
   for (const [name, p] of e.params) {
     const input = `${e.key}.${name}`
     if (p.seed !== undefined) feeds[input] = noiseArray(e, p.seed, place, places)
+    else if (p.schedule) feeds[input] = scheduleArray(p, e.info, step)
     else if (p.positional) feeds[input] = positionalArray(p, e, place, places, mask as Uint8Array)
     else feeds[input] = p.array
   }
@@ -273,7 +305,8 @@ export function splitSlots(
   edits: readonly PreparedEdit[],
   hasSlot: (site: SiteInfo) => boolean,
 ): { slotted: PreparedEdit[]; compiled: PreparedEdit[] } {
-  const adds = (e: PreparedEdit) => e.edit.op === 'add' && !e.when && ![...e.params.values()].some((p) => p.positional)
+  const adds = (e: PreparedEdit) =>
+    e.edit.op === 'add' && !e.when && ![...e.params.values()].some((p) => p.positional && !p.schedule && !p.perRow)
   const barred = new Set(edits.filter((e) => !adds(e) || !hasSlot(e.info)).map((e) => e.info.site))
   return { slotted: edits.filter((e) => !barred.has(e.info.site)), compiled: edits.filter((e) => barred.has(e.info.site)) }
 }
@@ -291,16 +324,20 @@ export function slotFeeds(
   for (const site of sites) feeds[slotName(site)] = nothing
   for (const site of new Set(slotted.map((e) => e.info.site))) {
     const own = slotted.filter((e) => e.info.site === site)
-    const whole = own.every((e) => !e.masked)
+    const whole = own.every((e) => !e.masked && !e.params.get('vector')?.perRow)
     const [batch, columns] = whole ? [1, 1] : [step.rows.length, step.width]
     const data = new Float32Array(batch * columns * width)
     for (const e of own) {
       const { mask, fired: count } = e.masked ? maskOf(e.edit.where ?? {}, step) : { mask: undefined, fired: step.rows.length * step.width }
       fired.set(e.key, (fired.get(e.key) ?? 0) + count)
-      const vector = e.params.get('vector')?.array.data as Float32Array
-      const factor = e.params.get('scale')?.array.data[0] as number
+      const vectors = e.params.get('vector') as PreparedParam
+      checkRows(vectors, e, step)
+      const scale = e.params.get('scale')?.array.data[0] as number
+      const schedule = e.params.get('schedule')
       for (let at = 0; at < batch * columns; at++) {
         if (mask && !mask[at]) continue
+        const factor = schedule ? scale * scheduledAt(schedule, step, Math.floor(at / columns), at % columns) : scale
+        const vector = vectorOf(vectors, step, Math.floor(at / columns), width)
         for (let i = 0; i < width; i++)
           data[at * width + i] = (data[at * width + i] as number) + factor * (vector[vector.length === 1 ? 0 : i] as number)
       }
@@ -330,6 +367,40 @@ function stepShape({ row, stack }: SiteInfo, { step, total }: StepPlace, places:
   return row.axes.map((a) => dynamic[a] ?? (axisSize(a, stack) as number))
 }
 
+/** The vector of a row. */
+function vectorOf({ array: { data }, perRow }: PreparedParam, step: StepLayout, b: number, width: number): Float32Array {
+  if (!perRow) return data
+  const row = callerRow(step, b)
+  return data.subarray(row * width, (row + 1) * width)
+}
+
+/** Refuses values for another number of rows than the caller's batch has. */
+function checkRows({ array: { shape } }: PreparedParam, e: PreparedEdit, step: StepLayout): void {
+  const batchAxis = e.info.row.axes.indexOf('batch') - (e.info.row.axes.length - shape.length)
+  const given = batchAxis < 0 ? 1 : (shape[batchAxis] as number)
+  const rows = step.origin ? Math.max(...step.origin) + 1 : step.rows.length
+  // Rows of a generation end one by one, and what was given for them is not read any more.
+  const ended = step.origin !== undefined && step.start.some((s) => s > 0)
+  if (given !== 1 && (ended ? given < rows : given !== rows))
+    throw new EditError(`The edit ${e.label} has values for ${given} rows, but the batch has ${rows}.`)
+}
+
+/** The factor of a schedule at a column of a row: 0 in the prompt. */
+function scheduledAt({ array: { data } }: PreparedParam, step: StepLayout, b: number, column: number): number {
+  const written = (step.start[b] as number) + column - (step.prompt[b] as number)
+  return written < 0 ? 0 : (data[Math.min(written, data.length - 1)] as number)
+}
+
+/** A schedule for one step, [batch, pos, 1, …] as the axes of the site. */
+function scheduleArray(p: PreparedParam, info: SiteInfo, step: StepLayout): NDArray {
+  const { axes } = info.row
+  if (axes[0] !== 'batch' || positionAxis(info.row) !== 1)
+    throw new SiteError(`A schedule needs a site of axes [batch, pos, …], but those of '${info.site}' are [${axes.join(', ')}].`)
+  const batch = step.rows.length
+  const data = Float32Array.from({ length: batch * step.width }, (_, i) => scheduledAt(p, step, Math.floor(i / step.width), i % step.width))
+  return { dtype: 'float32', shape: [batch, step.width, ...axes.slice(2).map(() => 1)], data }
+}
+
 function noiseArray(e: PreparedEdit, seed: number, place: StepPlace, places: StepPlaces): NDArray {
   const { step } = place
   if (positionAxis(e.info.row) !== 1) throw new SiteError(`The edit ${e.label} is not defined: noise needs a site of axes [batch, pos, …].`)
@@ -350,16 +421,13 @@ function positionalArray(p: PreparedParam, e: PreparedEdit, place: StepPlace, pl
   const { shape: from, data: source } = p.array
   const { axes } = e.info.row
   const { step } = place
-  const batch = step.rows.length
   const shape = stepShape(e.info, place, places)
   const own = positionAxis(e.info.row)
   const data = new Float32Array(sizeOf(shape))
   const missing = axes.length - from.length
   const size = (i: number) => (i < missing ? 1 : (from[i - missing] as number))
   const batchAxis = axes.indexOf('batch')
-  const rows = step.origin ? Math.max(...step.origin) + 1 : batch
-  if (size(batchAxis) !== 1 && size(batchAxis) !== rows)
-    throw new EditError(`The edit ${e.label} has values for ${size(batchAxis)} rows, but the batch has ${rows}.`)
+  checkRows(p, e, step)
   const column = ({ caller }: StepPlace, b: number, position: number, length: number) => {
     const c =
       caller && length === (caller.columns[b]?.length ?? -1) + padding(caller, b, length) ? (caller.columns[b]?.[position] ?? -1) : position

@@ -204,9 +204,11 @@ function paramInputs(e: PreparedEdit, value: Tensor): Record<string, Tensor> {
   const out: Record<string, Tensor> = {}
   for (const [name, p] of e.params) {
     // Positional parameters are laid out in full at each step; others keep their own axes.
-    const shape: Shape = p.positional
-      ? value.shape
-      : p.array.shape.map((n, i) => (n === 1 ? 1 : (value.shape[value.rank - p.array.shape.length + i] as number)))
+    const shape: Shape = p.schedule
+      ? value.shape.map((d, i) => (i < 2 ? d : 1))
+      : p.positional
+        ? value.shape
+        : p.array.shape.map((n, i) => (n === 1 ? 1 : (value.shape[value.rank - p.array.shape.length + i] as number)))
     out[name] = input(`${e.key}.${name}`, 'float32', shape)
   }
   return out

@@ -44,11 +44,13 @@ export {
   steeringMethods,
 } from './methods.ts'
 export { decodeNeuronpedia, encodeNeuronpedia, type NeuronpediaWriteOptions } from './neuronpedia-vector.ts'
+export { type OptimisedOptions, optimisedVector } from './optimised.ts'
 export { pcaCentred, pcaDifference } from './pca.ts'
 export { reading } from './reading.ts'
 export { canonicalJson, type FitFacts, type Position, type RecordedModel, type VectorRecord } from './record.ts'
 export * from './resistance/index.ts'
 export type { Rows } from './rows.ts'
+export { decay, forTokens, ramp } from './schedules.ts'
 export {
   type AnsweredTurn,
   type AnswerPool,

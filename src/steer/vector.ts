@@ -2,7 +2,7 @@
 import { EditError, FormatError, listed, ModelError, messageOf, nearest, ShapeError, SiteError, UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
 import type { Model } from '../run/model.ts'
-import { add, type DataEdit, rowOf, type SiteInfo, type Where } from '../sites/index.ts'
+import { add, addKeepNorm, type DataEdit, rowOf, type SiteInfo, type Where } from '../sites/index.ts'
 import type { VectorRecord } from './record.ts'
 
 /** How a vector is applied. */
@@ -13,6 +13,10 @@ export interface SteerOptions {
   readonly where?: Where
   /** Only at these of its sites (default all). */
   readonly sites?: readonly string[]
+  /** Factors for the first generated token, the second, …; the last one holds on, and the prompt is left alone. */
+  readonly schedule?: readonly number[]
+  /** Gives each activation the norm that it had before (`normalize` in repeng). */
+  readonly keepNorm?: boolean
 }
 
 /** Options of {@link SteeringVector.check}. */
@@ -141,16 +145,17 @@ export class SteeringVector implements NDArray<Float32Array> {
    * @throws EditError for a zero direction, and for strengths that overflow float32.
    */
   edits(options: SteerOptions = {}): DataEdit[] {
-    const { scale = 1, where, sites = this.sites } = options
+    const { scale = 1, where, sites = this.sites, schedule, keepNorm = false } = options
+    const strongest = Math.abs(scale) * (schedule ?? [1]).reduce((m, x) => Math.max(m, Math.abs(x)), 0)
     if (!Number.isFinite(scale)) throw new EditError(`The strength of a vector must be a finite number, not ${scale}.`)
     return sites.map((site) => {
       const v = this.at(site)
       const largest = v.reduce((m, x) => Math.max(m, Math.abs(x)), 0)
       if (largest === 0)
         throw new EditError(`The vector is zero at '${site}', so adding it would change nothing; leave that site out with 'sites'.`)
-      if (!(Math.abs(scale) * largest < largestFloat32))
+      if (!(strongest * largest < largestFloat32))
         throw new EditError(`The strength ${scale} overflows at '${site}', where the vector reaches ${largest}; give a smaller number.`)
-      return add(site, v, { scale, ...(where ? { where } : {}) })
+      return (keepNorm ? addKeepNorm : add)(site, v, { scale, ...(schedule ? { schedule } : {}), ...(where ? { where } : {}) })
     })
   }
 
