@@ -16,6 +16,7 @@ export type { Contrast, Extract, ExtractOptions, Fit, MethodFacts } from './extr
 export { fitMeans, fitSites } from './extract.ts'
 export { type LoadVectorOptions, loadVector, type SaveVectorOptions, saveVector, type VectorFormat, vectorFormats } from './files.ts'
 export { encodeGgufVector, type GgufProducer, type GgufReadOptions, type GgufWriteOptions, ggufProducers } from './gguf-vector.ts'
+export * from './judges/index.ts'
 export { type LatOptions, lat } from './lat.ts'
 export { type LdaOptions, lda } from './lda.ts'
 export { type LogisticOptions, logistic } from './logistic.ts'
@@ -69,4 +70,6 @@ export {
   tuneStrength,
   turnsInput,
 } from './teacher-student.ts'
+export { type SteerSweep, type SteerSweepOptions, steerSweep } from './sweep.ts'
+export { frontier, recommend, type SweepCell, type SweepChoice, type SweepLimits } from './sweep-choice.ts'
 export { type CheckOptions, SteeringVector, type SteerOptions, steer } from './vector.ts'

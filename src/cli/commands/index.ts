@@ -13,6 +13,7 @@ export const commandLoaders: Readonly<Record<string, () => Promise<CommandRow>>>
   validate: () => import('./validate.ts').then(one),
   vector: () => import('./vector.ts').then(one),
   resistance: () => import('./resistance.ts').then(one),
+  sweep: () => import('./sweep.ts').then(one),
   capture: () => import('./capture.ts').then(one),
   patch: () => import('./patch.ts').then(one),
   attribute: () => import('./attribute.ts').then(one),
