@@ -52,6 +52,8 @@ export { canonicalJson, type FitFacts, type Position, type RecordedModel, type V
 export * from './resistance/index.ts'
 export type { Rows } from './rows.ts'
 export { decay, forTokens, ramp } from './schedules.ts'
+export { type SteerSweep, type SteerSweepOptions, steerSweep } from './sweep.ts'
+export { frontier, recommend, type SweepCell, type SweepChoice, type SweepLimits } from './sweep-choice.ts'
 export {
   type AnsweredTurn,
   type AnswerPool,
@@ -70,6 +72,4 @@ export {
   tuneStrength,
   turnsInput,
 } from './teacher-student.ts'
-export { type SteerSweep, type SteerSweepOptions, steerSweep } from './sweep.ts'
-export { frontier, recommend, type SweepCell, type SweepChoice, type SweepLimits } from './sweep-choice.ts'
 export { type CheckOptions, SteeringVector, type SteerOptions, steer } from './vector.ts'

@@ -2,10 +2,11 @@
 import { throwIfCancelled, UsageError } from '../base/errors.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import { adamW, batches, initialisers } from '../nn/index.ts'
-import { modelRows, type TrainableEdit, trainEdits } from '../run/train-edits.ts'
 import type { Model } from '../run/model.ts'
+import { modelRows, type TrainableEdit, trainEdits } from '../run/train-edits.ts'
+import { versions } from '../run/versions.ts'
 import { add, constant, div, maximum, mul, sqrt, sum, type Tensor } from '../tensor/index.ts'
-import { canonicalJson, recordEdits, sha256, versions } from './record.ts'
+import { canonicalJson, recordEdits, sha256 } from './record.ts'
 import { noDirection, SteeringVector, widthOf } from './vector.ts'
 
 /** Options of {@link optimisedVector}. */
@@ -72,7 +73,12 @@ export async function optimisedVector(model: Model, options: OptimisedOptions): 
   return new SteeringVector([[info.site, raw.map((x) => x * Math.min(1, norm / length))]], {
     method: 'optimised',
     options: { norm, steps, rate, batch, seed },
-    model: { id: model.origin.id, hash: await model.origin.hash(), family: model.architecture.family, layers: model.architecture.stacks[0].layers },
+    model: {
+      id: model.origin.id,
+      hash: await model.origin.hash(),
+      family: model.architecture.family,
+      layers: model.architecture.stacks[0].layers,
+    },
     sites: [info.site],
     prompts: { hash: await sha256(canonicalJson({ positive: targets, negative: [] })), positive: targets.length, negative: 0 },
     ...(edits ? { edits } : {}),

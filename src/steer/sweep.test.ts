@@ -27,7 +27,7 @@ describe('optimised vector', () => {
     const steered = model.with(...vector.edits())
     expect(await perplexity(steered, ['5 9 9 9'])).toBeLessThan(0.7 * (await perplexity(model, ['5 9 9 9'])))
     // The trained numbers, added by the edit, give the loss that training ended at.
-    const { lastLoss, firstLoss } = vector.record.fit?.['resid_post.1'] as Record<string, number>
+    const { lastLoss, firstLoss } = (vector.record.fit as NonNullable<typeof vector.record.fit>)['resid_post.1'] as Record<string, number>
     expect(Math.log(await perplexity(steered, targets))).toBeCloseTo(lastLoss as number, 1)
     expect(lastLoss as number).toBeLessThan(firstLoss as number)
     await expect(optimisedVector(model, { site: 'resid_post.1', targets, norm: 0 })).rejects.toThrow('positive number')

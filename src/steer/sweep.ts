@@ -8,7 +8,7 @@ import type { WorkOptions } from '../base/progress.ts'
 import type { Model } from '../run/model.ts'
 import type { Where } from '../sites/index.ts'
 import type { ContrastExamples } from './examples.ts'
-import { type Judge, judged, type WrittenText } from './judges/judge.ts'
+import { judged, type SteeringJudge, type WrittenText } from './judges/judge.ts'
 import { distinct, divergence, perplexity, repetition, tokenLosses } from './measures.ts'
 import { type ExtractVectorOptions, extractVector } from './methods.ts'
 import { canonicalJson, sha256 } from './record.ts'
@@ -27,7 +27,7 @@ export interface SteerSweepOptions extends WorkOptions {
    * (default), so that layers can be compared.
    */
   readonly unit?: 'vector' | 'activation'
-  readonly judge: Judge
+  readonly judge: SteeringJudge
   /** Prompts to write on from; none may be an example of the vector. */
   readonly prompts: readonly string[]
   /** Texts that the steering should leave alone; none may be an example of the vector. */

@@ -153,7 +153,8 @@ export class SteeringVector implements NDArray<Float32Array> {
       const largest = v.reduce((m, x) => Math.max(m, Math.abs(x)), 0)
       if (largest === 0)
         throw new EditError(`The vector is zero at '${site}', so adding it would change nothing; leave that site out with 'sites'.`)
-      if (!(strongest * largest < largestFloat32))
+      // Norms square what they are given, so that their sums overflow long before the numbers themselves.
+      if (!((strongest * norm(v)) ** 2 < largestFloat32))
         throw new EditError(`The strength ${scale} overflows at '${site}', where the vector reaches ${largest}; give a smaller number.`)
       return (keepNorm ? addKeepNorm : add)(site, v, { scale, ...(schedule ? { schedule } : {}), ...(where ? { where } : {}) })
     })

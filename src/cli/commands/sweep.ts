@@ -6,10 +6,10 @@ import { loadProbes } from '../../probe/index.ts'
 import {
   classifierJudge,
   endpointJudge,
-  type Judge,
   loadVector,
   logOddsJudge,
   probeJudge,
+  type SteeringJudge,
   type SteerSweep,
   type SweepCell,
   steeringMethod,
@@ -166,7 +166,7 @@ async function outcome(context: CommandContext, model: string, sweep: SteerSweep
 }
 
 /** The one judge that the options name. */
-async function judgeOf(o: Options): Promise<Judge> {
+async function judgeOf(o: Options): Promise<SteeringJudge> {
   const named = (['words', 'target', 'probe', 'labelled', 'endpoint'] as const).filter((k) => o[k] !== undefined)
   if (named.length !== 1)
     throw new UsageError(

@@ -5,7 +5,7 @@ import { groupsOf, makeFolds } from '../../probe/folds.ts'
 import { accuracyOf, ascending, auroc } from '../../probe/metrics.ts'
 import { type Features, fitLinear } from '../../probe/solver.ts'
 import { canonicalJson } from '../record.ts'
-import type { Judge } from './judge.ts'
+import type { SteeringJudge } from './judge.ts'
 
 /** Texts of two classes. */
 export interface LabelledText {
@@ -105,7 +105,7 @@ export async function trainTextClassifier(examples: readonly LabelledText[], opt
 }
 
 /** A classifier as a judge: the log-odds of label 1, nats. Refuses one that is no better than chance on held-out texts. */
-export function classifierJudge(classifier: TextClassifier): Judge {
+export function classifierJudge(classifier: TextClassifier): SteeringJudge {
   if (!(classifier.heldOut.auroc > 0.6))
     throw new UsageError(
       `The classifier tells held-out texts apart with an area of ${classifier.heldOut.auroc.toFixed(2)} only, so it cannot judge; give more, or clearer, labelled texts.`,

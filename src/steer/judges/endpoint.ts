@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { ActlensError, messageOf, throwIfCancelled, UsageError } from '../../base/errors.ts'
 import { homeFolders, writeFailure, writeFileWhole } from '../../base/files.ts'
 import { canonicalJson, sha256 } from '../record.ts'
-import type { Judge, Judged, WrittenText } from './judge.ts'
+import type { Judged, SteeringJudge, WrittenText } from './judge.ts'
 
 /** Settings of {@link endpointJudge}. */
 export interface EndpointJudgeOptions {
@@ -29,7 +29,7 @@ export interface EndpointJudgeOptions {
 }
 
 /** A judge that asks a language model for a score of each text. Answers are kept by model, rubric and text; a run that was broken off goes on. */
-export function endpointJudge(options: EndpointJudgeOptions): Judge {
+export function endpointJudge(options: EndpointJudgeOptions): SteeringJudge {
   const { url, model, rubric, range = [0, 10], attempts = 3 } = options
   if (!/^https?:\/\//.test(url)) throw new UsageError(`'${url}' is no address of an endpoint; write it as https://host/v1.`)
   if (rubric.trim() === '') throw new UsageError('The rubric is empty; say what is to be judged.')

@@ -7,7 +7,7 @@ export {
   trainTextClassifier,
 } from './classifier.ts'
 export { type EndpointJudgeOptions, endpointJudge } from './endpoint.ts'
-export { functionJudge, type Judge, type Judged, judged, type WrittenText } from './judge.ts'
+export { functionJudge, type Judged, judged, type SteeringJudge, type WrittenText } from './judge.ts'
 export { continuationLogProbabilities, logOddsJudge } from './log-odds.ts'
 export { probeJudge } from './probe.ts'
 export { wordJudge } from './words.ts'

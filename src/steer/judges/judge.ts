@@ -22,7 +22,7 @@ export interface Judged extends WorkOptions {
 }
 
 /** Measures an effect: larger means more of it. */
-export interface Judge {
+export interface SteeringJudge {
   readonly name: string
   /** What a score is, in a few words: `share of words`. */
   readonly unit: string
@@ -35,7 +35,7 @@ export interface Judge {
 }
 
 /** A user's own function of a text as a judge; give another `key` whenever the function changes. */
-export function functionJudge(name: string, score: (text: WrittenText) => number | Promise<number>, key = String(score)): Judge {
+export function functionJudge(name: string, score: (text: WrittenText) => number | Promise<number>, key = String(score)): SteeringJudge {
   return {
     name,
     unit: 'as the function says',
@@ -46,7 +46,7 @@ export function functionJudge(name: string, score: (text: WrittenText) => number
 }
 
 /** Scores of a judge, checked: as many as asked for, and all of them numbers. */
-export async function judged(judge: Judge, of: Judged): Promise<readonly number[]> {
+export async function judged(judge: SteeringJudge, of: Judged): Promise<readonly number[]> {
   const scores = await judge.score(of)
   const wanted = judge.reads === 'texts' ? of.texts.length : of.prompts.length
   if (!Array.isArray(scores) || scores.length !== wanted)

@@ -8,13 +8,13 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { gaussianRows, plantedModel } from '../testing.ts'
 import { classifierJudge, trainTextClassifier } from './classifier.ts'
 import { endpointJudge } from './endpoint.ts'
-import { functionJudge, type Judge, judged } from './judge.ts'
+import { functionJudge, judged, type SteeringJudge } from './judge.ts'
 import { logOddsJudge } from './log-odds.ts'
 import { wordJudge } from './words.ts'
 
 const model = await plantedModel(gaussianRows(12, 16), { tokenizer: true })
 afterAll(() => model.dispose())
-const ask = (judge: Judge, ...texts: string[]) =>
+const ask = (judge: SteeringJudge, ...texts: string[]) =>
   judged(judge, { model, unsteered: model, prompts: texts, texts: texts.map((text) => ({ prompt: 'p', text })) })
 
 describe('words', () => {
@@ -31,13 +31,22 @@ describe('words', () => {
 
 describe('functions', () => {
   it('refuses a function that gives no numbers', async () => {
-    await expect(ask(functionJudge('odd', () => Number.NaN), 'a')).rejects.toThrow('gave NaN for text 0')
+    await expect(
+      ask(
+        functionJudge('odd', () => Number.NaN),
+        'a',
+      ),
+    ).rejects.toThrow('gave NaN for text 0')
     await expect(ask({ ...functionJudge('few', () => 1), score: async () => [1] }, 'a', 'b')).rejects.toThrow('1 scores')
   })
 })
 
 describe('classifier', () => {
-  const [good, bad, things] = [['fine', 'lovely', 'great'], ['awful', 'poor', 'dull'], ['film', 'soup', 'chair', 'song']]
+  const [good, bad, things] = [
+    ['fine', 'lovely', 'great'],
+    ['awful', 'poor', 'dull'],
+    ['film', 'soup', 'chair', 'song'],
+  ]
   const examples = things.flatMap((t, k) =>
     [...good.map((w) => ({ w, label: 1 as const })), ...bad.map((w) => ({ w, label: 0 as const }))].flatMap(({ w, label }) => [
       { text: `The ${t} was ${w}`, label },

@@ -4,7 +4,7 @@ import type { WorkOptions } from '../../base/progress.ts'
 import type { Model } from '../../run/model.ts'
 import { tokenLosses } from '../measures.ts'
 import { canonicalJson } from '../record.ts'
-import type { Judge } from './judge.ts'
+import type { SteeringJudge } from './judge.ts'
 
 /** Logarithm of the probability of a continuation after each prompt, nats; the model's edits are in force. */
 export async function continuationLogProbabilities(
@@ -28,7 +28,7 @@ export async function continuationLogProbabilities(
 }
 
 /** ln p(target | prompt) − ln p(against | prompt), nats, on the steered model; without `against` the first term alone. */
-export function logOddsJudge(target: string, against?: string): Judge {
+export function logOddsJudge(target: string, against?: string): SteeringJudge {
   if (target === '' || against === '') throw new UsageError('The continuation of a log-odds judge is empty; give a text.')
   if (target === against) throw new UsageError('Both continuations are the same, so their log-odds are 0; give two.')
   return {

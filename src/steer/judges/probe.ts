@@ -4,13 +4,13 @@ import { readFeatures } from '../../probe/features.ts'
 import type { Probe } from '../../probe/probe.ts'
 import { canonicalJson } from '../record.ts'
 import { widthOf } from '../vector.ts'
-import type { Judge } from './judge.ts'
+import type { SteeringJudge } from './judge.ts'
 
 /**
  * Score of a probe of two classes (positive means the second) or of a regression. The text is read by the model without steering, since
  * a vector along the probe would raise the score of any text.
  */
-export function probeJudge(probe: Probe): Judge {
+export function probeJudge(probe: Probe): SteeringJudge {
   if (probe.outputs !== 1)
     throw new UsageError(`A judge gives one number, but this probe has ${probe.outputs} classes; train one class against the rest.`)
   return {

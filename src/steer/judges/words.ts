@@ -1,7 +1,7 @@
 /** @file A judge by a list of words. */
 import { UsageError } from '../../base/errors.ts'
 import { canonicalJson } from '../record.ts'
-import type { Judge } from './judge.ts'
+import type { SteeringJudge } from './judge.ts'
 
 /** Words of a text, lower case. */
 const wordsOf = (text: string): string[] => text.toLowerCase().match(/[\p{L}\p{N}']+/gu) ?? []
@@ -10,7 +10,7 @@ const wordsOf = (text: string): string[] => text.toLowerCase().match(/[\p{L}\p{N
  * Share of a text's words that are on a list, less the share that is on another one; 0 for a text without words. A word that ends in `*`
  * means all that begin so.
  */
-export function wordJudge(words: readonly string[], against: readonly string[] = []): Judge {
+export function wordJudge(words: readonly string[], against: readonly string[] = []): SteeringJudge {
   const [wanted, unwanted] = [matcher(words), matcher(against)]
   if (words.length === 0) throw new UsageError('The list of words is empty; name at least one.')
   const both = words.find((w) => against.includes(w))
