@@ -72,4 +72,5 @@ export {
   tuneStrength,
   turnsInput,
 } from './teacher-student.ts'
+export { type ContrastTemplate, politeReviews, templatePairs } from './templates.ts'
 export { type CheckOptions, SteeringVector, type SteerOptions, steer } from './vector.ts'
