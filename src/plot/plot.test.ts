@@ -20,6 +20,9 @@ test.each(['line', 'bar', 'dot', 'heat'] as const)('a %s figure is drawn with it
   })
   expect(svg).toContain('strength (of the norm)')
   expect(svg).toMatch(/<(path|rect|circle)/)
+  // One element, so that it can be a file of its own.
+  expect(svg).toMatch(/^<svg xmlns=[\s\S]*<\/svg>$/)
+  expect(svg).toContain(kind === 'heat' ? 'Colour: method' : 'm1')
 })
 
 test('tables with named axes draw themselves: two axes as a heat map, one as a line', () => {
