@@ -319,7 +319,7 @@ async function repeat(study: Study): Promise<Repeat> {
   const tables: Table[] = []
   const figures: Figure[] = []
   const worlds: readonly (readonly [string, CoachWorld, number, readonly number[]])[] = [
-    ['tokens', { form: 'tokens', repeats: true, steps: study.size(450, 110) }, study.size(300, 60), study.size([1, 2], [1])],
+    ['tokens', { form: 'tokens', repeats: true, steps: study.size(700, 110) }, study.size(300, 60), study.size([1, 2], [1])],
     ...study.size(
       [
         ['no repeats', { form: 'tokens', repeats: false, steps: 400 }, 300, [1]] as const,
