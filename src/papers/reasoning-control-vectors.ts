@@ -87,7 +87,7 @@ export const paper = definePaper({
   model: 'trained here: GPT-2 layout, 4 blocks, width 48',
   ownModel: 'reads English questions after the indirect object, with names that are one token in its vocabulary',
   seeds: [0, 1, 2],
-  revision: 1,
+  revision: 2,
   repeat,
 })
 

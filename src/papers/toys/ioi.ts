@@ -42,9 +42,14 @@ export function ioiItem(random: RandomStream, template: IoiTemplate): IoiItem {
   return { prompt: [...start, ...middle, ...end], answer: name(receiver), subject: name(subject) }
 }
 
-/** Questions of the templates in turn. */
+/** Questions of the templates in turn, all different. */
 export function ioiItems(random: RandomStream, count: number, templates: readonly IoiTemplate[] = ioiTemplates): IoiItem[] {
-  return Array.from({ length: count }, (_, i) => ioiItem(random, templates[i % templates.length] as IoiTemplate))
+  const items = new Map<string, IoiItem>()
+  for (let i = 0; items.size < count; i++) {
+    const item = ioiItem(random, templates[i % templates.length] as IoiTemplate)
+    items.set(item.prompt.join(), item)
+  }
+  return [...items.values()]
 }
 
 /** Ways to make a prompt that is not solved. */
