@@ -41,7 +41,13 @@ export const paper = definePaper({
     'no steps': over('distance, no steps', 'distance, none'),
   },
   gates: [
-    { name: 'learnt', role: 'setting', text: 'Unsteered, the model stays on the topic it was given.', of: m('share, none'), atLeast: 40 },
+    {
+      name: 'learnt',
+      role: 'setting',
+      text: 'Unsteered, words of the topic come at least twice as often as by chance, per cent.',
+      of: m('share, none'),
+      atLeast: 25,
+    },
     {
       name: 'distance',
       role: 'claim',
@@ -105,12 +111,13 @@ export const paper = definePaper({
     'The paper steers Qwen2.5 and Gemma-2 of 1.5 to 7 billion parameters away from toxicity. Here a word of the unwanted topic stands for a toxic word; the share of such words is counted, not judged by a classifier.',
   notReproduced: ['toxicity of language models, MMLU', 'text-to-image models', 'composition of concepts'],
   notes: [
+    'How often a stream changes its topic sets how much the source varies, and with it how wild the slopes of independent least squares become: with a change in half of the streams they double the distance, with one in a quarter, which gives about the paper card’s share of words, see the table.',
     'LinEAS is not required to beat incremental least squares on the distance itself: on this model it does not do so reliably.',
     'Perplexity is measured with the maps on. The paper’s rate of 0.1 is not free of scale; rates on a grid are shown.',
   ],
   model: 'trained here: GPT-2 layout, 3 blocks, width 48',
   seeds: [0, 1, 2],
-  revision: 1,
+  revision: 2,
   repeat,
 })
 

@@ -5,7 +5,7 @@ import { generatedRows } from '../../run/index.ts'
 import type { SmallModel } from '../study.ts'
 
 /** Sizes of the language. */
-export const topics = { count: 6, words: 8, fillers: 8, length: 23, fillerShare: 0.25, changes: 0.5 } as const
+export const topics = { count: 6, words: 8, fillers: 8, length: 23, fillerShare: 0.25, changes: 0.25 } as const
 
 const bos = 0
 /** Number of tokens: the one that begins a stream, the topics' words, the fillers. */
