@@ -64,6 +64,26 @@ const generators = {
     )
   },
 
+  papers: async (from) => {
+    const { allPapers } = await from('papers/index')
+    const number = (v) => (typeof v === 'number' ? String(Number(v.toPrecision(3))) : '–')
+    const rows = (await allPapers()).map((p) => {
+      const path = join(root, 'docs', 'papers', `${p.slug}.json`)
+      const last = existsSync(path) ? JSON.parse(readFileSync(path, 'utf8')) : undefined
+      const verdict = last ? `**${last.verdict}**. ${last.reason}` : 'not run in full yet'
+      return [
+        `${code(p.slug)}<br>${p.title}`,
+        p.question,
+        `${p.claim.metric}: wanted ${number(p.claim.threshold)}, ours ${number(last?.ours)}`,
+        verdict,
+        last
+          ? `${code(last.command)}<br>seeds ${last.seeds.join(', ')}; ${last.model}; ${last.precision}; ${last.machine}`
+          : code(`actlens paper run ${p.slug}`),
+      ]
+    })
+    return table(['paper', 'question', 'claim', 'verdict', 'made by'], rows)
+  },
+
   cli: async (from) => (await (await from('cli/markdown')).cliMarkdown()).trimEnd(),
 
   ops: async (from) => {

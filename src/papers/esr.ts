@@ -144,7 +144,7 @@ export const paper = definePaper({
   notes: [
     'A strength of 1 adds the mean activation of a topic less that of all topics, at every position. The strengths of the card are kept, since first scores fall along them as there.',
     'The paper’s own ablation cuts restarts by a quarter, and one realisation of the detectors differs from the next; here neurons are read and held at the same layers.',
-    'A planted correction shows that the protocol measures what it says, not that language models have one: with --model a text model of 135 million parameters hardly ever starts again.',
+    'A planted correction shows that the protocol measures what it says, not that language models have one; `actlens resistance` asks a model of your own.',
   ],
   model: 'trained here: GPT-2 layout, 3 blocks, width 48; three shares of corrections',
   seeds: [0, 1, 2],

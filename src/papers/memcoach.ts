@@ -134,6 +134,7 @@ export const paper = definePaper({
   ],
   notes: [
     'The world of tokens carries all gates; that of pixels is shown beside it, in a table of its own.',
+    'The card does not say how the photos of a scene differ. Photos that share nothing made the teacher’s lists longer than the student’s, and steering then shortened lists instead of changing them; here 40 % of the attributes are drawn anew, which gives lists of about equal length. This was chosen after such a run.',
     'The mean of contrasts and the difference of means are the same vector when both sides have as many answers, so that the paper’s ablation between the two must have another cause.',
     'Counting ties as improvements, as the paper’s text does, makes the empty edit perfect.',
     'Where advice out of habit never repeats an action, what an answer has said already keeps it from being said again, and the same recipe may point the other way: the scan over strengths on other scenes includes those below zero and says so.',

@@ -408,7 +408,7 @@ describe('refusals', () => {
 })
 
 it('the table names every method and says what it is', () => {
-  expect(Object.keys(steeringMethods)).toEqual(['mean-difference', 'pca-diff', 'pca-center', 'logistic', 'lda', 'lat'])
+  expect(Object.keys(steeringMethods)).toEqual(['mean-difference', 'reading', 'pca-diff', 'pca-center', 'logistic', 'lda', 'lat'])
   for (const { doc } of Object.values(steeringMethods)) expect(doc).toMatch(/^[A-Z].*\.$/)
   expect(numberTokenizer.encode('5 6')).toEqual([1, 5, 6])
 })
