@@ -78,7 +78,6 @@ describe('blocks of code', () => {
         // What users write is checked as strictly as `strict` does, not as we do ourselves.
         noUnusedLocals: false,
         noUncheckedIndexedAccess: false,
-        exactOptionalPropertyTypes: false,
         paths: { actlens: ['../../src/index.ts'], 'actlens/*': ['../../src/*/index.ts'] },
       },
       include: ['*.ts'],

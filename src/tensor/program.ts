@@ -197,8 +197,14 @@ function segmentsOf(nodes: readonly Node[]): Map<Node, number> {
     for (const x of node.inputs) if (x) segment = Math.max(segment, segmentOf.get(x.node) as number)
     segmentOf.set(node, segment)
   }
+  // A part that only hands its input on, as the one before a start does, is no session of its own.
+  const computing = new Set([...segmentOf].filter(([node]) => !handsOn.has(node.op.name)).map(([, segment]) => segment))
+  for (const [node, segment] of segmentOf) if (!computing.has(segment)) segmentOf.set(node, segmentFloating)
   return segmentOf
 }
+
+/** Ops that give out what they are given. */
+const handsOn: ReadonlySet<string> = new Set(['cut', 'identity'])
 
 /** Merges neighbouring segments until each holds enough bytes of weights. Depends on weights alone, so that edits move no border. */
 function mergeSegments(segmentOf: Map<Node, number>, bytes: number): void {

@@ -58,6 +58,8 @@ export const command = defineCommand<{ model: string }, ExportOptions>({
     const [refused, target] = onnx ? [ofFolders, 'a folder'] : [shaping, 'an ONNX file']
     for (const [name, flag] of Object.entries(refused))
       if (options[name as keyof ExportOptions] !== undefined) throw new UsageError(`${flag} is for ${target}; --out is '${options.out}'.`)
+    if (/\.(bin|gguf|safetensors|pth?|npz)$/i.test(options.out))
+      throw new UsageError(`A model is written as an ONNX file (.onnx) or into a folder, not as '${options.out}'.`)
     if (onnx) await checkOutput(options.out)
     const transforms = [
       ...(await Promise.all((options.adapter ?? []).map(async (f) => transformOf('merge_lora', { adapter: await readPeftAdapter(f) })))),

@@ -51,8 +51,9 @@ export function loadXGrammar(): Promise<XGrammar> {
 async function load(): Promise<XGrammar> {
   if (typeof process === 'undefined' || !process.versions?.node)
     throw new ModelError('Texts can be held to a grammar in Node only; leave the constraint out, or generate on the server.')
-  const { createRequire, Module } = await import('node:module')
-  const { readFile } = await import('node:fs/promises')
+  const { module: node, fsPromises } = await import('../../base/node.ts')
+  const { createRequire, Module } = node
+  const { readFile } = fsPromises
   const path = createRequire(import.meta.url).resolve('@mlc-ai/web-xgrammar')
   // The package is a script that calls itself a module, so Node must be told; and it prints its errors, which are wanted as errors.
   const lines: string[] = []
