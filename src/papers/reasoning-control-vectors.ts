@@ -87,7 +87,7 @@ export const paper = definePaper({
   model: 'trained here: GPT-2 layout, 4 blocks, width 48',
   ownModel: 'reads English questions after the indirect object, with names that are one token in its vocabulary',
   seeds: [0, 1, 2],
-  revision: 2,
+  revision: 3,
   repeat,
 })
 
@@ -102,7 +102,7 @@ interface Task {
 
 async function repeat(study: Study): Promise<Repeat> {
   const own = study.hasOwnModel
-  const model = own ? await study.model() : await study.trained('indirect objects', ioiModel(study.seed, study.size(420, 260)))
+  const model = own ? await study.model() : await study.trained('indirect objects', ioiModel(study.seed, study.size(270, 260)))
   const task = own ? englishTask(model, study) : toyTask(study)
   return study.step('measure', {}, () => measure(model, task, study, own ? Math.floor(model.spec.layers / 2) : 1))
 }
