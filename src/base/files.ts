@@ -2,7 +2,7 @@
 
 import { createHash, randomBytes } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { type FileHandle, open, readFile, realpath, rename, rm, stat } from 'node:fs/promises'
+import { type FileHandle, mkdir, open, readFile, realpath, rename, rm, stat } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import { type ActlensError, FormatError, messageOf, throwIfCancelled, UsageError } from './errors.ts'
@@ -42,6 +42,13 @@ export function writeFailure(error: unknown, path: string): ActlensError {
   const known = writeFailures[systemCode(error) ?? '']?.(path) ?? new FormatError(`${path} could not be written: ${messageOf(error)}.`)
   known.cause = error
   return known
+}
+
+/** Makes a folder, and those above it, where they are missing; a failure is a sentence. */
+export async function makeFolder(path: string): Promise<void> {
+  await mkdir(path, { recursive: true }).catch((error: unknown) => {
+    throw writeFailure(error, path)
+  })
 }
 
 /**

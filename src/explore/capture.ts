@@ -1,9 +1,9 @@
 /** @file Capture: activations of any sites over a corpus, to safetensors shards with a manifest (Node). */
-import { mkdir, rm, rmdir } from 'node:fs/promises'
+import { rm, rmdir } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { FormatError, UsageError } from '../base/errors.ts'
-import { writeFailure, writeFileWhole } from '../base/files.ts'
+import { makeFolder, writeFileWhole } from '../base/files.ts'
 import type { Progress } from '../base/progress.ts'
 import { encodeSafetensors } from '../models/formats/index.ts'
 import { describeEdits } from '../run/edits-file.ts'
@@ -101,9 +101,7 @@ export async function capture(model: Model, options: CaptureOptions): Promise<Ca
     plan.sites.map((s) => s.width),
   )
   await refuseSmallDisk(out, Math.max(0, expected - kept) * perToken, plan)
-  await mkdir(out, { recursive: true }).catch((error: unknown) => {
-    throw writeFailure(error, out)
-  })
+  await makeFolder(out)
   await writeManifest(out, manifest(false))
   const report = reporter(options.onProgress, plan, { expected, kept, perToken })
   await report(kept, false)

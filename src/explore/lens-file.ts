@@ -1,8 +1,7 @@
 /** @file Fitted lenses as files: ours in safetensors, and tuned lenses in the published layout of the `tuned-lens` package. */
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { FormatError, UsageError } from '../base/errors.ts'
-import { readJson, sizeOrKind, writeFailure, writeFileWhole } from '../base/files.ts'
+import { makeFolder, readJson, sizeOrKind, writeFileWhole } from '../base/files.ts'
 import type { NDArray } from '../base/types.ts'
 import { encodePickle, openPickle, openSafetensors, type WeightStore, writeSafetensors } from '../models/formats/index.ts'
 import { type LensMaps, lensKinds } from './lens.ts'
@@ -100,9 +99,7 @@ export async function saveTunedLens(
     [`${i}.weight`, lens.maps[site] as NDArray] as const,
     [`${i}.bias`, lens.biases?.[site] ?? none] as const,
   ])
-  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-    throw writeFailure(error, folder)
-  })
+  await makeFolder(folder)
   await writeFileWhole(join(folder, 'params.pt'), encodePickle(Object.fromEntries(tensors)))
   const config = {
     base_model_name_or_path: model.id,

@@ -1,9 +1,8 @@
 /** @file The papers: what stands where, and how to run one. */
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { nearest, UsageError } from '../base/errors.ts'
-import { readJson, sizeOrKind, writeFailure, writeFileWhole } from '../base/files.ts'
+import { makeFolder, readJson, sizeOrKind, writeFileWhole } from '../base/files.ts'
 import type { Paper } from './paper.ts'
 import type { PaperResult } from './run.ts'
 
@@ -45,9 +44,7 @@ export function allPapers(): Promise<Paper[]> {
 
 /** Writes `result.json` and `report.html` into a folder, which is made where it is missing. */
 export async function writeResult(folder: string, paper: Paper, result: PaperResult): Promise<void> {
-  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-    throw writeFailure(error, folder)
-  })
+  await makeFolder(folder)
   const { reportOf } = await import('./report.ts')
   await writeFileWhole(join(folder, 'report.html'), reportOf(paper, result))
   await writeFileWhole(join(folder, 'result.json'), `${JSON.stringify(result, null, 1)}\n`)

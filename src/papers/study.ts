@@ -1,9 +1,9 @@
 /** @file What a repeat is given: its seed, models, cached steps, and a place for progress. */
 import { existsSync } from 'node:fs'
-import { mkdir, readFile } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { throwIfCancelled } from '../base/errors.ts'
-import { homeFolders, writeFailure, writeFileWhole } from '../base/files.ts'
+import { homeFolders, makeFolder, writeFileWhole } from '../base/files.ts'
 import type { OnProgress, WorkOptions } from '../base/progress.ts'
 import { checkpointFolder } from '../run/checkpoints.ts'
 import { type DecoderTraining, load, type Model, saveDecoder, trainDecoder } from '../run/index.ts'
@@ -167,9 +167,7 @@ export const studyFolder = (slug: string): string => join(homeFolders().cache, '
 
 async function write(path: string, text: string): Promise<void> {
   const folder = dirname(path)
-  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-    throw writeFailure(error, folder)
-  })
+  await makeFolder(folder)
   await writeFileWhole(path, text)
 }
 

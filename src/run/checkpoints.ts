@@ -1,8 +1,8 @@
 /** @file Checkpoints of training as safetensors files in a folder; each appears whole or not at all. */
-import { mkdir, readdir, readFile, rm } from 'node:fs/promises'
+import { readdir, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { UsageError } from '../base/errors.ts'
-import { readFailure, systemCode, writeFailure } from '../base/files.ts'
+import { makeFolder, readFailure, systemCode } from '../base/files.ts'
 import { decodeSafetensors, writeSafetensors } from '../models/formats/index.ts'
 import type { Checkpoint, CheckpointFiles } from '../nn/checkpoint.ts'
 
@@ -17,9 +17,7 @@ export function checkpointFolder(folder: string): CheckpointFiles {
   return {
     async write(name, { tensors, metadata }) {
       const path = pathOf(name)
-      await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-        throw writeFailure(error, folder)
-      })
+      await makeFolder(folder)
       await writeSafetensors(path, tensors, metadata)
     },
     async read(name): Promise<Checkpoint> {

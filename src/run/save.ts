@@ -1,9 +1,9 @@
 /** @file A model as a Hugging Face folder that others open. For Node only. */
 import { existsSync } from 'node:fs'
-import { copyFile, mkdir, readFile } from 'node:fs/promises'
+import { copyFile, readFile } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { listed, ModelError, throwIfCancelled, UsageError } from '../base/errors.ts'
-import { writeFailure, writeFileWhole } from '../base/files.ts'
+import { makeFolder, writeFileWhole } from '../base/files.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { Config } from '../models/config.ts'
 import { f32ToBf16, f32ToF16, type StoredTensor, storedTypes, type WeightStore } from '../models/formats/index.ts'
@@ -81,9 +81,7 @@ export async function saveModel(model: Model, folder: string, options: SaveOptio
   const dtype = options.dtype ?? commonType(tensors)
   const type = saveTypes[dtype]
   if (!type) throw new UsageError(`Weights are saved as ${Object.keys(saveTypes).join(', ')}, not as '${String(dtype)}'.`)
-  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-    throw writeFailure(error, folder)
-  })
+  await makeFolder(folder)
   const files = await writeShards(folder, store, tensors, dtype, options)
   const notes: string[] = []
   const copied = opened.folder === undefined ? [] : companions.filter((name) => existsSync(join(opened.folder as string, name)))

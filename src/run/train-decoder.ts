@@ -1,8 +1,7 @@
 /** @file Training a language model (one that reads images before its text, too) from nothing, or on from given weights, by its config: the trunk that reads models is the one that trains them. */
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ModelError, ShapeError, UsageError } from '../base/errors.ts'
-import { writeFailure, writeFileWhole } from '../base/files.ts'
+import { makeFolder, writeFileWhole } from '../base/files.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
 import { type Architecture, architectureOf, type ModelRecord } from '../models/architecture.ts'
 import type { Config } from '../models/config.ts'
@@ -265,9 +264,7 @@ export async function modelOf(trained: Pick<TrainedDecoder, 'config' | 'tensors'
 
 /** Writes a trained decoder as a Hugging Face folder: `config.json` and `model.safetensors`. */
 export async function saveDecoder(folder: string, trained: Pick<TrainedDecoder, 'config' | 'tensors'>): Promise<void> {
-  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-    throw writeFailure(error, folder)
-  })
+  await makeFolder(folder)
   for (const [name, t] of Object.entries(trained.tensors))
     if (t.data.length !== sizeOf(t.shape))
       throw new ShapeError(`The tensor '${name}' has ${t.data.length} values for [${t.shape.join(', ')}].`)

@@ -1,9 +1,8 @@
 /** @file Which layer, which strength: a vector at each of its sites and at several strengths, judged on held-out prompts and on neutral text. For Node only where cells are kept. */
 import { existsSync } from 'node:fs'
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { EditError, RuntimeFailure, throwIfCancelled, UsageError } from '../base/errors.ts'
-import { readJson, writeFailure, writeFileWhole } from '../base/files.ts'
+import { makeFolder, readJson, writeFileWhole } from '../base/files.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { Model } from '../run/model.ts'
 import type { Where } from '../sites/index.ts'
@@ -268,9 +267,7 @@ async function cellStore(model: Model, options: SteerSweepOptions) {
   if (folder === undefined) return (_: unknown, work: () => Promise<SweepCell>) => work()
   if (model.edits.some((e) => e.op === 'function'))
     throw new UsageError('A model with function edits cannot be kept by content; leave the folder of the sweep out.')
-  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-    throw writeFailure(error, folder)
-  })
+  await makeFolder(folder)
   const shared = {
     model: await model.origin.hash(),
     edits: model.edits,

