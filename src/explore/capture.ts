@@ -1,9 +1,11 @@
 /** @file Capture: activations of any sites over a corpus, to safetensors shards with a manifest (Node). */
+
 import { rm, rmdir } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { FormatError, UsageError } from '../base/errors.ts'
 import { makeFolder, writeFileWhole } from '../base/files.ts'
+import { sha256 } from '../base/hash.ts'
 import type { Progress } from '../base/progress.ts'
 import { encodeSafetensors } from '../models/formats/index.ts'
 import { describeEdits } from '../run/edits-file.ts'
@@ -258,9 +260,8 @@ function shardWriter(out: string, shards: ShardRecord[], note: () => Promise<voi
     const from = shards.at(-1)?.to ?? 0
     const { document } = buffer.tensors()
     const documents = [document?.data[0], document?.data[buffer.count - 1]] as [number, number]
-    const [digest] = await Promise.all([globalThis.crypto.subtle.digest('SHA-256', bytes), writeFileWhole(join(out, file), bytes)])
-    const sha256 = Buffer.from(digest).toString('hex')
-    shards.push({ file, from, to: from + buffer.count, documents, bytes: bytes.byteLength, sha256, ...(next ? { next } : {}) })
+    const [hash] = await Promise.all([sha256(bytes), writeFileWhole(join(out, file), bytes)])
+    shards.push({ file, from, to: from + buffer.count, documents, bytes: bytes.byteLength, sha256: hash, ...(next ? { next } : {}) })
     await note()
   }
   return {

@@ -4,10 +4,11 @@ import { readFile } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { throwIfCancelled } from '../base/errors.ts'
 import { homeFolders, makeFolder, writeFileWhole } from '../base/files.ts'
+import { sha256 } from '../base/hash.ts'
 import type { OnProgress, WorkOptions } from '../base/progress.ts'
 import { checkpointFolder } from '../run/checkpoints.ts'
 import { type DecoderTraining, load, type Model, saveDecoder, trainDecoder } from '../run/index.ts'
-import { canonicalJson, sha256 } from '../steer/record.ts'
+import { canonicalJson } from '../steer/record.ts'
 
 /** What can be written down as JSON. */
 export type Json = string | number | boolean | null | readonly Json[] | { readonly [key: string]: Json }

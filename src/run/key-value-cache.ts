@@ -1,5 +1,7 @@
 /** @file Keys and values of rows that a model has read: continued any number of times, saved with a record of what they belong to. */
+
 import { FormatError, UsageError } from '../base/errors.ts'
+import { sha256 } from '../base/hash.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
 import { cacheHolds } from '../models/rope.ts'
 import { isFunction, type PreparedEdit } from '../sites/prepare.ts'
@@ -198,5 +200,5 @@ async function hashEdits(edits: readonly PreparedEdit[]): Promise<string> {
     all.set(p, at)
     at += p.length
   }
-  return Array.from(new Uint8Array(await crypto.subtle.digest('SHA-256', all)), (b) => b.toString(16).padStart(2, '0')).join('')
+  return sha256(all)
 }

@@ -1,8 +1,8 @@
 /** @file The self-check of a model that is loaded from files: run when they are first seen, remembered for as long as they stay as they are. */
-import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { homeFolders, writeFileWhole } from '../base/files.ts'
+import { sha256 } from '../base/hash.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import { selfCheck } from '../models/self-check.ts'
 import type { RunOptions } from './model.ts'
@@ -24,7 +24,7 @@ const revision = 1
  */
 export async function selfChecked(model: Model, identity: string, options: WorkOptions = {}): Promise<Model> {
   if (model.internals.record.kind !== 'decoder' || model.internals.options.stream) return model
-  const digest = createHash('sha256').update(`${revision} ${identity}`).digest('hex')
+  const digest = await sha256(`${revision} ${identity}`)
   const path = join(homeFolders().cache, 'checked', `${digest.slice(0, 32)}.json`)
   return new Model(
     model.internals,

@@ -1,7 +1,9 @@
 /** @file Training a language model (one that reads images before its text, too) from nothing, or on from given weights, by its config: the trunk that reads models is the one that trains them. */
+
 import { join } from 'node:path'
 import { ModelError, ShapeError, UsageError } from '../base/errors.ts'
 import { makeFolder, writeFileWhole } from '../base/files.ts'
+import { sha256 } from '../base/hash.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
 import { type Architecture, architectureOf, type ModelRecord } from '../models/architecture.ts'
 import type { Config } from '../models/config.ts'
@@ -256,8 +258,7 @@ function checkImages({ family, sequences: [text, image] }: Architecture, batch: 
 /** A trained decoder as a model value, in memory. */
 export async function modelOf(trained: Pick<TrainedDecoder, 'config' | 'tensors'>, options: LoadOptions = {}): Promise<Model> {
   const bytes = encodeSafetensors(trained.tensors)
-  const digest = await globalThis.crypto.subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>)
-  const hash = [...new Uint8Array(digest)].map((b) => b.toString(16).padStart(2, '0')).join('')
+  const hash = await sha256(bytes as Uint8Array<ArrayBuffer>)
   const store = await openSafetensors(fromBytes(bytes))
   return assemble({ id: `trained:${hash.slice(0, 12)}`, hash: async () => hash, store, config: trained.config }, options)
 }

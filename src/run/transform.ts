@@ -1,5 +1,6 @@
 /** @file Transforms of a model's weights: a model value in, another out; edits as weights where that is exact; what was done as a record. */
 import { EditError, ModelError, UsageError } from '../base/errors.ts'
+import { sha256 } from '../base/hash.ts'
 import { WeightStore } from '../models/formats/index.ts'
 import { inverse, type SiteMap, type Transform, transformCheckpoint, transformOf } from '../models/transforms/index.ts'
 import type { DataEdit, Edit } from '../sites/edits.ts'
@@ -10,17 +11,12 @@ import type { Model } from './model.ts'
 /** What a record says of a transform: lists of numbers in full up to this length, longer ones by their hash. */
 const longestList = 4096
 
-async function digest(bytes: Uint8Array): Promise<string> {
-  const hash = await globalThis.crypto.subtle.digest('SHA-256', bytes.slice())
-  return [...new Uint8Array(hash)].map((b) => b.toString(16).padStart(2, '0')).join('')
-}
-
 /** A value of a transform as JSON. */
 async function plain(value: unknown, longest: number): Promise<unknown> {
   if (ArrayBuffer.isView(value)) {
     const { length, buffer, byteOffset, byteLength } = value as Float32Array
     if (length <= longest) return Array.from(value as Float32Array)
-    return { length, sha256: await digest(new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength)) }
+    return { length, sha256: await sha256(new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength)) }
   }
   if (value instanceof Map) return plain(Object.fromEntries(value), longest)
   if (Array.isArray(value)) return Promise.all(value.map((v) => plain(v, longest)))
@@ -46,7 +42,7 @@ export async function transformRecords(transforms: readonly Transform[]): Promis
 /** What tells a list of transforms from others. */
 async function recipeOf(transforms: readonly Transform[]): Promise<string> {
   const data = transforms.map(({ kind, params, record, inverse: undone }) => ({ kind, params, ...(undone ? { undone, record } : {}) }))
-  return digest(new TextEncoder().encode(JSON.stringify(await plain(data, 0))))
+  return sha256(JSON.stringify(await plain(data, 0)))
 }
 
 /** The same tensors, none of which is mapped where it lies: the runtime takes the weights of a program from files or from memory, and what is made has no file. */
@@ -84,7 +80,7 @@ export async function transform(model: Model, transforms: readonly Transform[]):
     {
       ...opened,
       id: `${opened.id.replace(/ \[.*\]$/, '')} [${all.map(named).join(', ')}]`,
-      hash: async () => digest(new TextEncoder().encode(`${await base()} ${whole}`)),
+      hash: async () => sha256(`${await base()} ${whole}`),
       baseHash: base,
       config: checkpoint.config,
       store: options.convert ? checkpoint.store : unmapped(checkpoint.store),

@@ -1,7 +1,7 @@
 /** @file EasySteer's SteeringSpec as JSON: directions by layer, in base64, with a hash over their content. */
 import { FormatError, UsageError } from '../base/errors.ts'
 import { writeFileWhole } from '../base/files.ts'
-import { sha256 } from './record.ts'
+import { sha256 } from '../base/hash.ts'
 import { type SteeringVector, vectorOfFile } from './vector.ts'
 
 /** Options of writing for EasySteer. */

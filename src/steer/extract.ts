@@ -1,11 +1,12 @@
 /** @file Reading the activations of both sides of a contrast, and making vectors of them. */
 import { RuntimeFailure, throwIfCancelled, UsageError } from '../base/errors.ts'
+import { sha256 } from '../base/hash.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { Model } from '../run/model.ts'
 import { versions } from '../run/versions.ts'
 import type { SiteInfo } from '../sites/index.ts'
 import { type ContrastExamples, type ContrastRows, tokenised } from './examples.ts'
-import { canonicalJson, type FitFacts, type Position, recordEdits, sha256, type VectorRecord } from './record.ts'
+import { canonicalJson, type FitFacts, type Position, recordEdits, type VectorRecord } from './record.ts'
 import type { Rows } from './rows.ts'
 import { noDirection, SteeringVector, widthOf } from './vector.ts'
 

@@ -1,12 +1,13 @@
 /** @file A vector by optimisation: trained to make target continuations likely, under a limit on its length. */
 import { throwIfCancelled, UsageError } from '../base/errors.ts'
+import { sha256 } from '../base/hash.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import { adamW, batches, initialisers } from '../nn/index.ts'
 import type { Model } from '../run/model.ts'
 import { modelRows, type TrainableEdit, trainEdits } from '../run/train-edits.ts'
 import { versions } from '../run/versions.ts'
 import { add, constant, div, maximum, mul, sqrt, sum, type Tensor } from '../tensor/index.ts'
-import { canonicalJson, recordEdits, sha256 } from './record.ts'
+import { canonicalJson, recordEdits } from './record.ts'
 import { noDirection, SteeringVector, widthOf } from './vector.ts'
 
 /** Options of {@link optimisedVector}. */

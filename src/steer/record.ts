@@ -1,4 +1,5 @@
 /** @file The record of a steering vector: what it was made of and with, enough to make it again. */
+import { sha256 } from '../base/hash.ts'
 import type { NDArray } from '../base/types.ts'
 import type { Edit } from '../sites/edits.ts'
 
@@ -58,13 +59,6 @@ export function canonicalJson(value: unknown): string {
     if (typeof v !== 'object' || v === null || Array.isArray(v)) return v
     return Object.fromEntries(Object.entries(v).sort(([a], [b]) => (a < b ? -1 : 1)))
   })
-}
-
-/** SHA-256 of a text or of bytes, as 64 hexadecimal digits. */
-export async function sha256(value: string | Uint8Array<ArrayBuffer>): Promise<string> {
-  const bytes = typeof value === 'string' ? new TextEncoder().encode(value) : value
-  const digest = await globalThis.crypto.subtle.digest('SHA-256', bytes)
-  return [...new Uint8Array(digest)].map((b) => b.toString(16).padStart(2, '0')).join('')
 }
 
 /** What a record says of the edits in force; function edits have no hash, since they are no data. */

@@ -1,5 +1,6 @@
 /** @file Teacher and student: a direction from a model's answer without a hint to the answer that it gives with one, both read after the prompt without (MemCoach, arXiv:2602.21877). */
 import { RuntimeFailure, throwIfCancelled, UsageError } from '../base/errors.ts'
+import { sha256 } from '../base/hash.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { NDArray } from '../base/types.ts'
 import { batchFeeds, editedModel } from '../explore/patch-graph.ts'
@@ -22,7 +23,7 @@ import {
   type Tensor,
   unsqueeze,
 } from '../tensor/index.ts'
-import { canonicalJson, recordEdits, sha256 } from './record.ts'
+import { canonicalJson, recordEdits } from './record.ts'
 import { differences, meanRow, type Rows } from './rows.ts'
 import { noDirection, SteeringVector, widthOf } from './vector.ts'
 

@@ -1,5 +1,6 @@
 /** @file Programs: traced outputs in, numbers out. A program runs as one session, or as segments cut at the graph's marks. */
 import { RuntimeFailure, ShapeError, UsageError } from '../base/errors.ts'
+import { sha256 } from '../base/hash.ts'
 import { type DType, type NDArray, sizeOf, type TypedArray } from '../base/types.ts'
 import { Execution, type RunReport, type Segment } from './execution.ts'
 import { Rewriter, tidy, topological } from './graph.ts'
@@ -83,10 +84,8 @@ export class Program<Name extends string = string> {
     const segments: Segment[] = []
     for (const part of partition(nodes, tensors, options.segmentBytes ?? 0)) {
       const model = lower(part.nodes, part.fetched)
-      const key = await hash(
-        model.bytes,
-        [options.device, options.threads ?? 0, options.prepack ?? true, options.memoryPattern ?? true].join('/'),
-      )
+      const settings = [options.device, options.threads ?? 0, options.prepack ?? true, options.memoryPattern ?? true]
+      const key = [await sha256(model.bytes as Uint8Array<ArrayBuffer>), ...settings].join('/')
       segments.push({ key, model, feeds: model.inputs })
     }
     return new Program(new Map(names.map((n, i) => [n, tensors[i] as Tensor])), segments, inputs, options)
@@ -272,11 +271,6 @@ function partition(nodes: readonly Node[], outputs: readonly Tensor[], bytes: nu
     const needed = new Set(topological(roots))
     return { nodes: nodes.filter((n) => members.has(n) || needed.has(n)), fetched: [...(wanted.get(s) as Set<Tensor>)] }
   })
-}
-
-async function hash(bytes: Uint8Array, salt: string): Promise<string> {
-  const digest = await globalThis.crypto.subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>)
-  return `${[...new Uint8Array(digest)].map((b) => b.toString(16).padStart(2, '0')).join('')}/${salt}`
 }
 
 /** Traces nothing, keeps nothing: runs a graph once. */

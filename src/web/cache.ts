@@ -1,5 +1,7 @@
 /** @file Files that a page has fetched, kept in the browser's private file system (OPFS): resumed where they broke off, checked, and read from there next time. */
+
 import { CancelledError, FormatError, messageOf, throwIfCancelled } from '../base/errors.ts'
+import { sha256 } from '../base/hash.ts'
 import type { WorkOptions } from '../base/progress.ts'
 
 /** What is known of a file before it is fetched. */
@@ -53,16 +55,10 @@ async function folderOf(url: string): Promise<FileSystemDirectoryHandle | string
     const root = await navigator.storage.getDirectory()
     const ours = await root.getDirectoryHandle(webFolder, { create: true })
     const files = await ours.getDirectoryHandle('files', { create: true })
-    return await files.getDirectoryHandle((await sha256(new TextEncoder().encode(url))).slice(0, 32), { create: true })
+    return await files.getDirectoryHandle((await sha256(url)).slice(0, 32), { create: true })
   } catch (error) {
     return `the browser refuses this page a private file system (${messageOf(error)})`
   }
-}
-
-/** SHA-256 as 64 hexadecimal digits. */
-export async function sha256(bytes: BufferSource): Promise<string> {
-  const digest = await globalThis.crypto.subtle.digest('SHA-256', bytes)
-  return [...new Uint8Array(digest)].map((b) => b.toString(16).padStart(2, '0')).join('')
 }
 
 /**

@@ -1,9 +1,10 @@
 /** @file The files of a model as a page has them: the embedded one, a URL, files that were chosen or dropped, a repository of the hub. */
 import { FormatError, listed, ModelError, messageOf, UsageError } from '../base/errors.ts'
+import { sha256 } from '../base/hash.ts'
 import { type ByteSource, fromBlob } from '../models/formats/bytes.ts'
 import { embedded } from '../models/hub/embedded.ts'
 import { addShards, checkPath, chooseFiles, type HubFile } from '../models/hub/hub-files.ts'
-import { type Expected, type FetchOptions, fetchFile, sha256 } from './cache.ts'
+import { type Expected, type FetchOptions, fetchFile } from './cache.ts'
 
 /** What a page may load: `embedded`, a hub id (`org/name`), the URL of a file or of a folder (with a slash at its end), a File, or the files of a folder. */
 export type WebSource = string | URL | File | readonly File[]

@@ -4,7 +4,8 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ActlensError, messageOf, throwIfCancelled, UsageError } from '../../base/errors.ts'
 import { homeFolders, makeFolder, writeFileWhole } from '../../base/files.ts'
-import { canonicalJson, sha256 } from '../record.ts'
+import { sha256 } from '../../base/hash.ts'
+import { canonicalJson } from '../record.ts'
 import type { Judged, SteeringJudge, WrittenText } from './judge.ts'
 
 /** Settings of {@link endpointJudge}. */

@@ -1,5 +1,6 @@
 /** @file LinEAS: affine maps at many sites fitted together, so that steered source activations are distributed as target activations are, everywhere (Rodríguez et al. 2025, arXiv:2503.10679). */
 import { ActlensError, throwIfCancelled, UsageError } from '../../base/errors.ts'
+import { sha256 } from '../../base/hash.ts'
 import type { WorkOptions } from '../../base/progress.ts'
 import type { NDArray } from '../../base/types.ts'
 import { constantRate, cosineRate, RandomStream } from '../../nn/index.ts'
@@ -7,7 +8,7 @@ import type { Model } from '../../run/model.ts'
 import { versions } from '../../run/versions.ts'
 import { add, differentiate, input, type Tensor } from '../../tensor/index.ts'
 import { type ContrastExamples, tokenised } from '../examples.ts'
-import { canonicalJson, sha256 } from '../record.ts'
+import { canonicalJson } from '../record.ts'
 import { type AffineMap, AffineMaps, identityMap, type MapsRecord } from './affine-maps.ts'
 import {
   type MapInputs,
