@@ -1,5 +1,7 @@
 /** @file Edge attribution patching: what each write to the residual stream changes through each reading of it, estimated from gradients. */
+
 import { ModelError, throwIfCancelled } from '../base/errors.ts'
+import { range } from '../base/numbers.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
 import { type DecoderSpec, hasMlp } from '../models/spec.ts'
@@ -99,8 +101,6 @@ export async function attributeEdges(model: Model, options: EdgeOptions): Promis
   const { senders, receivers, data } = result as NonNullable<typeof result>
   return { senders, receivers, scores: { dtype: 'float32', shape: [senders.length, receivers.length], data }, metric: total }
 }
-
-const range = (n: number) => Array.from({ length: n }, (_, i) => i)
 
 async function metricFeeds(edited: EditedModel, metric: PreparedMetric, index: number, clean: readonly number[]) {
   if (!metric.needsReference) return metric.feeds(index, 1, clean, undefined)

@@ -1,5 +1,7 @@
 /** @file Running a model with some edges of its residual stream cut: every reader gets its own sum of writes, live ones and replaced ones. */
+
 import { ModelError, throwIfCancelled } from '../base/errors.ts'
+import { range } from '../base/numbers.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
 import { type DecoderSpec, hasMlp } from '../models/spec.ts'
 import type { Model } from '../run/index.ts'
@@ -28,8 +30,6 @@ export interface EdgeGraph {
   readonly senders: readonly Sender[]
   readonly receivers: readonly Receiver[]
 }
-
-const range = (n: number) => Array.from({ length: n }, (_, i) => i)
 
 /** The edges of a model: embeddings, heads and MLPs write; queries, keys and values of heads, MLPs and the logits read. */
 export function edgeGraph(spec: DecoderSpec): EdgeGraph {

@@ -1,5 +1,7 @@
 /** @file Circuits: the edges of the residual stream that a behaviour needs, found automatically and judged by running them alone. */
+
 import { throwIfCancelled, UsageError } from '../base/errors.ts'
+import { range } from '../base/numbers.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { NDArray } from '../base/types.ts'
 import { randomStream } from '../models/sampling.ts'
@@ -108,8 +110,6 @@ export async function findCircuit(model: Model, options: CircuitOptions): Promis
     incompleteness: gaps.reduce((a, v) => a + v, 0) / gaps.length,
   }
 }
-
-const range = (n: number) => Array.from({ length: n }, (_, i) => i)
 
 function checkSearch(search: CircuitSearch): void {
   const kinds = ['top', 'threshold', 'acdc']

@@ -1,4 +1,5 @@
 /** @file The cells of a sweep: what of a site is changed in one row, and the table that the rows' metrics make. */
+import { range } from '../base/numbers.ts'
 import type { NDArray } from '../base/types.ts'
 import type { Model } from '../run/index.ts'
 import type { SiteInfo } from '../sites/address.ts'
@@ -44,8 +45,6 @@ export interface Layout {
   readonly sites: readonly SiteInfo[]
   readonly axes: readonly TableAxis[]
 }
-
-const range = (n: number) => Array.from({ length: n }, (_, i) => i)
 
 /** The axis of heads that a site has. */
 export const headAxis = (axes: readonly AxisName[]): 'head' | 'kv_head' | undefined =>

@@ -1,4 +1,5 @@
 /** @file Activation steering for bias mitigation (arXiv:2508.09019): does the neutral-minus-biased direction reduce an association, and what do the controls say? */
+import { meanOf } from '../base/numbers.ts'
 import { RandomStream } from '../nn/index.ts'
 import { lexicalAudit, probe } from '../probe/index.ts'
 import type { Model } from '../run/index.ts'
@@ -251,7 +252,7 @@ async function association(model: Model, study: Study): Promise<{ metrics: Metri
       const found = await steered(direction, 0.5 * norm)
       controls.push(Math.abs(1 - found.total / base.total))
     }
-    const mean = controls.reduce((a, b) => a + b, 0) / controls.length
+    const mean = meanOf(controls)
     metrics[cut('random', layer, 0.5)] = mean
     if (layer <= 1) ratios.push((metrics[cut('pooled', layer, 0.5)] as number) / Math.max(mean, 1e-6))
     if (layer === 1) figure.push({ strength: 0.5, cut: mean, kind: 'random (mean size)' })

@@ -1,4 +1,5 @@
 /** @file Entropic activation steering (arXiv:2406.00244): does the direction of indecision make an agent explore? */
+import { meanOf } from '../base/numbers.ts'
 import { RandomStream } from '../nn/index.ts'
 import type { Model } from '../run/index.ts'
 import { add } from '../sites/index.ts'
@@ -133,17 +134,17 @@ async function measure(model: Model, study: Study): Promise<Repeat> {
   const prompts = await validationPrompts(model, RandomStream.named(seed, 'validate'), study.size(150, 48))
   const plain = await entropies(model, prompts)
   const metrics: Record<string, number> = {
-    'entropy, unsteered': average(plain.map((p) => p.entropy)),
-    'validity, 0': average(plain.map((p) => p.mass)),
+    'entropy, unsteered': meanOf(plain.map((p) => p.entropy)),
+    'validity, 0': meanOf(plain.map((p) => p.mass)),
   }
   const figureRows: { strength: number; change: number; kind: string }[] = []
   let validity = 1
   const judge = async (kind: string, layer: number, direction: Float64Array, strength: number) => {
     const vector = scaled(direction, strength * (logs.norms[layer] as number))
     const found = await entropies(steer(model, layer, vector), prompts)
-    const delta = average(found.map((f, i) => f.entropy - (plain[i]?.entropy as number)))
+    const delta = meanOf(found.map((f, i) => f.entropy - (plain[i]?.entropy as number)))
     metrics[change(kind, layer, strength)] = delta
-    if (kind === 'EAST' && strength > 0 && strength <= 0.7) validity = Math.min(validity, average(found.map((f) => f.mass)))
+    if (kind === 'EAST' && strength > 0 && strength <= 0.7) validity = Math.min(validity, meanOf(found.map((f) => f.mass)))
     return delta
   }
   for (const layer of layers) {
@@ -174,8 +175,8 @@ async function measure(model: Model, study: Study): Promise<Repeat> {
         if (kind === 'shuffled' && i === 0) figureRows.push({ strength: s, change: delta, kind: 'entries shuffled' })
       }
   }
-  metrics['mean |Δ| shuffled'] = average(sizes.shuffled)
-  metrics['mean |Δ| random'] = average(sizes.random)
+  metrics['mean |Δ| shuffled'] = meanOf(sizes.shuffled)
+  metrics['mean |Δ| random'] = meanOf(sizes.random)
   metrics['validity, least'] = validity
   const along = strengths.slice(1, 5).map((s) => metrics[change('EAST', steered, s)] as number)
   metrics['smallest step'] = smallestStep(along)
@@ -192,7 +193,6 @@ function scaled(direction: Float64Array, length: number): Float64Array {
   return direction.map((x) => (x * length) / size)
 }
 
-const average = (v: readonly number[]) => v.reduce((s, x) => s + x, 0) / v.length
 const smallestStep = (v: readonly number[]) => Math.min(...v.slice(1).map((x, i) => x - (v[i] as number)))
 
 /** Exact action distributions after each prompt. */
@@ -280,8 +280,8 @@ async function onPolicy(model: Model, study: Study, direction: Float64Array, nor
     const [equal, unequal] = [await run(0), await run(2)]
     rows.push({
       strength: s,
-      switches: average(equal.map((g) => g.arms.reduce((n, a, i) => n + (i > 0 && a !== g.arms[i - 1] ? 1 : 0), 0))),
-      share: average(unequal.flatMap((g) => g.arms)),
+      switches: meanOf(equal.map((g) => g.arms.reduce((n, a, i) => n + (i > 0 && a !== g.arms[i - 1] ? 1 : 0), 0))),
+      share: meanOf(unequal.flatMap((g) => g.arms)),
     })
   }
   const switches = rows.slice(0, 4).map((r) => r.switches)

@@ -1,4 +1,5 @@
 /** @file The planted language of self-corrections at work: strengths, calibration, off-topic detectors, for the paper on resistance to steering. */
+import { meanOf } from '../base/numbers.ts'
 import { memoryRows, Sae, trainSae } from '../decompose/index.ts'
 import type { Model } from '../run/index.ts'
 import { meanDifference } from '../steer/index.ts'
@@ -88,7 +89,6 @@ async function ready(model: Model, study: Study): Promise<Ready> {
   }
   const { taps } = await model.run({ rows: texts.slice(0, 12) }, { taps: [site], logits: false })
   const at = texts.slice(0, 12).flatMap((t, b) => t.slice(1).map((_, p) => Math.hypot(...taps[site].at(b, p + 1))))
-  const mean = (values: readonly number[]) => values.reduce((s, v) => s + v, 0) / values.length
   const protocol = new ResistanceStudy(model, {
     prompts: topics.map(question),
     distractors: topics.map((t) => ({ name: `topic ${t}`, vector: vectors[t] as Float64Array, relevantTo: [t] })),
@@ -105,7 +105,7 @@ async function ready(model: Model, study: Study): Promise<Ready> {
     model,
     protocol,
     pairs: protocol.pairs(unsteered, { seed: study.seed }),
-    lengths: { vector: mean(vectors.map((v) => Math.hypot(...v))), stream: mean(at) },
+    lengths: { vector: meanOf(vectors.map((v) => Math.hypot(...v))), stream: meanOf(at) },
   }
 }
 

@@ -1,4 +1,5 @@
 /** @file The verdict: from gates and numbers, by one rule for all papers. */
+import { meanOf } from '../base/numbers.ts'
 import type { Gate, Metrics } from './paper.ts'
 
 /** The verdicts of the contract. */
@@ -27,7 +28,7 @@ const student = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 /** Mean and 95 % interval of the mean. */
 export function meanInterval(values: readonly number[]): { mean: number; interval: [number, number] } {
   const n = values.length
-  const mean = values.reduce((s, v) => s + v, 0) / n
+  const mean = meanOf(values)
   if (n < 2) return { mean, interval: [mean, mean] }
   const variance = values.reduce((s, v) => s + (v - mean) ** 2, 0) / (n - 1)
   const half = (student[n - 2] ?? 1.96) * Math.sqrt(variance / n)

@@ -1,5 +1,7 @@
 /** @file Batches: rows of tokens without padding inside, the caller's layout outside. */
+
 import { UsageError } from '../base/errors.ts'
+import { range } from '../base/numbers.ts'
 import { type NDArray, sizeOf } from '../base/types.ts'
 import type { Architecture, SequenceName, TokenSequence } from '../models/architecture.ts'
 import type { Picture } from '../models/image/index.ts'
@@ -276,8 +278,6 @@ export class Activation {
     return this.data.slice(start, start + width)
   }
 }
-
-const range = (n: number) => Array.from({ length: n }, (_, i) => i)
 
 function stridesOf(shape: readonly number[]): number[] {
   const out = new Array<number>(shape.length).fill(1)

@@ -1,7 +1,9 @@
 /** @file The layer × token grid: a value for each layer and position, sent row by row. */
+
 import { UsageError } from '../base/errors.ts'
+import { cosineOf } from '../base/numbers.ts'
 import { pieceOf } from './lens.ts'
-import { cosine, idsOf, readSites, rounded, vectorOfWidth } from './look.ts'
+import { idsOf, readSites, rounded, vectorOfWidth } from './look.ts'
 import type { BodyOf, GridLine } from './protocol.ts'
 import type { Held } from './registry.ts'
 
@@ -42,7 +44,7 @@ export async function writeGrid(held: Held, body: BodyOf<'grid'>, send: (line: G
     for (const [i, site] of sites.entries()) {
       const { data } = run.at(site).row(0)
       const at = (n: number) => data.subarray(n * dModel, (n + 1) * dModel)
-      send({ ...rowOf(i), values: ids.map((_, n) => rounded(vector ? cosine(at(n), vector) : norm(at(n)))) })
+      send({ ...rowOf(i), values: ids.map((_, n) => rounded(vector ? cosineOf(at(n), vector) : norm(at(n)))) })
     }
   send({ type: 'end', ms: Math.round(performance.now() - begun), unfired: run.unfired })
 }

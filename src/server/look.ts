@@ -1,5 +1,7 @@
 /** @file What a request looks at: a text or ids on a model under edits, and the answers that read its sites. */
+
 import { UsageError } from '../base/errors.ts'
+import { cosineOf } from '../base/numbers.ts'
 import type { NDArray } from '../base/types.ts'
 import { encodeSafetensors } from '../models/formats/index.ts'
 import type { Activation, Model } from '../run/index.ts'
@@ -135,7 +137,7 @@ export async function siteAnswer(held: Held, body: BodyOf<'site'>, signal: Abort
       value: rounded(values[flat] as number),
     })),
     ...(lens ? { lens } : {}),
-    ...(vector ? { cosine: rounded(cosine(values, vector)) } : {}),
+    ...(vector ? { cosine: rounded(cosineOf(values, vector)) } : {}),
     unfired: run.unfired,
   }
 }
@@ -169,18 +171,6 @@ export async function vectorOfWidth(held: Held, recipe: VectorRecipe, width: num
       `The vector comes from ${site} and is ${vector.length} wide, but ${width} are needed; choose one from a site of that width.`,
     )
   return vector
-}
-
-/** The cosine of the angle between two vectors; 0 where one of them is zero. */
-export function cosine(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  let [ab, aa, bb] = [0, 0, 0]
-  for (let i = 0; i < a.length; i++) {
-    const [x, y] = [a[i] as number, b[i] as number]
-    ab += x * y
-    aa += x * x
-    bb += y * y
-  }
-  return aa === 0 || bb === 0 ? 0 : ab / Math.sqrt(aa * bb)
 }
 
 /** Five significant digits: what a picture needs. */

@@ -1,5 +1,7 @@
 /** @file Entropic activation steering: the direction along which an agent's states covary with how undecided it is (Rahn, D'Oro, Bellemare 2024, arXiv:2406.00244). */
+
 import { UsageError } from '../base/errors.ts'
+import { cosineOf, meanOf } from '../base/numbers.ts'
 
 /** One step of one run: the state before the choice, and how undecided the choice was. */
 export interface EntropicStep {
@@ -43,7 +45,7 @@ export function entropicDirection(runs: readonly EntropicRun[], options: Entropi
   if (centre === 'run' && runs.every((r) => r.length < 2))
     throw new UsageError('Every run has one step, so nothing is left after its mean is taken; collect longer runs.')
   const steps = runs.flat()
-  const meanEntropy = mean(steps.map((s) => s.entropy))
+  const meanEntropy = meanOf(steps.map((s) => s.entropy))
   if (!(meanEntropy >= leastEntropy))
     throw new UsageError(
       `The mean entropy of the actions is ${meanEntropy.toPrecision(2)} nats, below ${leastEntropy}: the agent is decided everywhere, so there is nothing to weigh by; collect runs where it hesitates.`,
@@ -60,7 +62,7 @@ export function entropicDirection(runs: readonly EntropicRun[], options: Entropi
     1,
     width,
   )
-  return { direction, meanEntropy, cosineWithTime: cosine(direction, byTime) }
+  return { direction, meanEntropy, cosineWithTime: cosineOf(direction, byTime) }
 }
 
 function centredStates(runs: readonly EntropicRun[], centre: 'run' | 'all' | 'none', width: number): Float64Array[][] {
@@ -80,7 +82,7 @@ function meanState(steps: EntropicRun, width: number): Float64Array {
 /** Mean entropy at each step, over the runs that reach it. */
 function stepMeans(runs: readonly EntropicRun[]): number[] {
   const longest = Math.max(...runs.map((r) => r.length))
-  return Array.from({ length: longest }, (_, t) => mean(runs.filter((r) => r.length > t).map((r) => (r[t] as EntropicStep).entropy)))
+  return Array.from({ length: longest }, (_, t) => meanOf(runs.filter((r) => r.length > t).map((r) => (r[t] as EntropicStep).entropy)))
 }
 
 function withoutTime(runs: readonly EntropicRun[], states: readonly Float64Array[][], curve: readonly number[], width: number) {
@@ -104,18 +106,6 @@ function weighted(states: readonly Float64Array[][], weights: readonly (readonly
       for (let i = 0; i < width; i++) out[i] = (out[i] as number) + h * (z[i] as number)
     }
   return out
-}
-
-const mean = (v: readonly number[]) => v.reduce((s, x) => s + x, 0) / v.length
-
-function cosine(a: Float64Array, b: Float64Array): number {
-  let [ab, aa, bb] = [0, 0, 0]
-  for (let i = 0; i < a.length; i++) {
-    ab += (a[i] as number) * (b[i] as number)
-    aa += (a[i] as number) ** 2
-    bb += (b[i] as number) ** 2
-  }
-  return aa === 0 || bb === 0 ? 0 : ab / Math.sqrt(aa * bb)
 }
 
 /** Probabilities of some tokens among themselves, their entropy in nats, and the mass that the model gives to all of them together. */

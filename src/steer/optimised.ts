@@ -1,6 +1,8 @@
 /** @file A vector by optimisation: trained to make target continuations likely, under a limit on its length. */
+
 import { throwIfCancelled, UsageError } from '../base/errors.ts'
 import { sha256 } from '../base/hash.ts'
+import { meanOf } from '../base/numbers.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import { adamW, batches, initialisers } from '../nn/index.ts'
 import type { Model } from '../run/model.ts'
@@ -69,7 +71,6 @@ export async function optimisedVector(model: Model, options: OptimisedOptions): 
   const raw = parameters[`${info.site}.vector`]?.data as Float32Array
   const length = Math.hypot(...raw)
   const tenth = Math.max(1, Math.ceil(losses.length / 10))
-  const mean = (v: readonly number[]) => v.reduce((a, b) => a + b, 0) / v.length
   const edits = await recordEdits(model.edits)
   return new SteeringVector([[info.site, raw.map((x) => x * Math.min(1, norm / length))]], {
     method: 'optimised',
@@ -85,6 +86,6 @@ export async function optimisedVector(model: Model, options: OptimisedOptions): 
     ...(edits ? { edits } : {}),
     precision: model.precision,
     versions: await versions(),
-    fit: { [info.site]: { firstLoss: mean(losses.slice(0, tenth)), lastLoss: mean(losses.slice(-tenth)) } },
+    fit: { [info.site]: { firstLoss: meanOf(losses.slice(0, tenth)), lastLoss: meanOf(losses.slice(-tenth)) } },
   })
 }

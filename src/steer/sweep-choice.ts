@@ -1,4 +1,5 @@
 /** @file What follows from a sweep: which cells no other one beats, and which one to take, with reasons. */
+import { meanOf } from '../base/numbers.ts'
 
 /** How a steered model did at one site and strength. */
 export interface SweepCell {
@@ -78,7 +79,7 @@ function costs(c: SweepCell, baseline: SweepCell, limits: SweepLimits): string[]
 /** Mean difference of paired scores and its standard error; the error is infinite with fewer than two. */
 export function pairedDifference(a: readonly number[], b: readonly number[]): { mean: number; error: number } {
   const d = a.map((x, i) => x - (b[i] as number))
-  const mean = d.reduce((s, x) => s + x, 0) / d.length
+  const mean = meanOf(d)
   const variance = d.reduce((s, x) => s + (x - mean) ** 2, 0) / (d.length - 1)
   return { mean, error: d.length < 2 ? Number.POSITIVE_INFINITY : Math.sqrt(variance / d.length) }
 }

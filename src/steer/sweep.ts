@@ -1,9 +1,11 @@
 /** @file Which layer, which strength: a vector at each of its sites and at several strengths, judged on held-out prompts and on neutral text. For Node only where cells are kept. */
+
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { EditError, RuntimeFailure, throwIfCancelled, UsageError } from '../base/errors.ts'
 import { makeFolder, readJson, writeFileWhole } from '../base/files.ts'
 import { sha256 } from '../base/hash.ts'
+import { meanOf } from '../base/numbers.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { Model } from '../run/model.ts'
 import type { Where } from '../sites/index.ts'
@@ -230,17 +232,16 @@ async function measure(
     }
   throwIfCancelled(work.signal)
   const scores = await judged(judge, { model: steered, unsteered, prompts, texts, ...work })
-  const mean = (v: readonly number[]) => v.reduce((a, b) => a + b, 0) / v.length
   return {
     ...place,
-    effect: mean(scores),
+    effect: meanOf(scores),
     scores: [...scores],
     kl,
     perplexity: loss,
     ...(texts.length === 0
       ? {}
       : {
-          repetition: mean(texts.map((t) => repetition(t.text))),
+          repetition: meanOf(texts.map((t) => repetition(t.text))),
           distinct: distinct(texts.map((t) => t.text)),
           incoherence: await writtenPerplexity(unsteered, written, prompts, work),
           texts: texts.map((t) => t.text),
@@ -259,7 +260,7 @@ async function writtenPerplexity(
   const own = losses.flatMap((l, i) => [
     ...l.slice((unsteered.tokens(prompts[i % prompts.length] as string).rows[0] as readonly number[]).length - 1),
   ])
-  return Math.exp(own.reduce((a, b) => a + b, 0) / own.length)
+  return Math.exp(meanOf(own))
 }
 
 /** Finds a cell that was measured before by all that it depends on, or measures and keeps it. */

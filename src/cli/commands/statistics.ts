@@ -1,6 +1,8 @@
 /** @file `actlens statistics`: what activations of a corpus are like, without storing them. */
+
 import { InvalidArgumentError } from 'commander'
 import { UsageError } from '../../base/errors.ts'
+import { meanOf } from '../../base/numbers.ts'
 import type { NDArray } from '../../base/types.ts'
 import { activationStatistics, type Packing, type Probing, type SiteStatistics, type TopContext } from '../../explore/index.ts'
 import { writeSafetensors } from '../../models/formats/index.ts'
@@ -137,8 +139,8 @@ function jsonOf(model: Model, all: readonly SiteStatistics[], { bins = 50, out }
     site: s.site,
     count: s.count,
     notFinite: s.values.notFinite,
-    mean: mean(s.moments.mean),
-    deviation: Math.sqrt(mean(s.moments.variance)),
+    mean: meanOf(s.moments.mean),
+    deviation: Math.sqrt(meanOf(s.moments.variance)),
     values: {
       quantiles: Object.fromEntries(shares.map((q) => [q, s.values.quantile(q)])),
       histogram: histogramOf(s.values.histogram(bins)),
@@ -156,14 +158,12 @@ const histogramOf = ({ edges, counts }: { edges: Float64Array; counts: Float64Ar
   counts: Array.from(counts),
 })
 
-const mean = (values: Float64Array) => values.reduce((sum, v) => sum + v, 0) / values.length
-
 function shown(model: Model, all: readonly SiteStatistics[]): string {
   const rows = all.map(({ site, count, moments, values, norms }) => [
     site,
     String(count),
-    short(mean(moments.mean)),
-    short(Math.sqrt(mean(moments.variance))),
+    short(meanOf(moments.mean)),
+    short(Math.sqrt(meanOf(moments.variance))),
     ...[0, 0.05, 0.5, 0.95, 1].map((q) => short(values.quantile(q))),
     ...[0.05, 0.5, 0.95].map((q) => short(norms.quantile(q))),
   ])

@@ -1,5 +1,8 @@
 /** @file Affine maps in closed form, site by site: mean shift, least squares of sorted values, activation damping. */
+
 import { throwIfCancelled, UsageError } from '../../base/errors.ts'
+import { meanOf } from '../../base/numbers.ts'
+import { ascending, auroc } from '../../probe/metrics.ts'
 import type { Model } from '../../run/model.ts'
 import { type AffineMap, AffineMaps } from './affine-maps.ts'
 import { type LineasOptions, mapTask } from './lineas.ts'
@@ -20,8 +23,6 @@ export type SiteFit = (source: PooledRows, target: PooledRows) => AffineMap
 function columns({ count, width, data }: PooledRows, j: number): Float64Array {
   return Float64Array.from({ length: count }, (_, i) => data[i * width + j] as number)
 }
-
-const meanOf = (v: Float64Array) => v.reduce((s, x) => s + x, 0) / v.length
 
 /** Sorted values at `count` evenly spaced ranks: the values themselves where there are as many, else quantiles between them. */
 function quantiles(v: Float64Array, count: number): Float64Array {
@@ -64,22 +65,18 @@ export const sortedLeastSquares: SiteFit = (source, target) =>
 /** Multiplies coordinates that tell the sides apart by 1 − 2 (AUROC − ½), where AUROC > ½ (AurA, Suau et al. 2024, arXiv:2407.12824). */
 export const damping: SiteFit = (source, target) =>
   eachColumn(source.width, (j) => {
-    const auroc = areaUnderRoc(columns(source, j), columns(target, j))
-    return [auroc > 0.5 ? 1 - 2 * (auroc - 0.5) : 1, 0]
+    const area = areaUnderRoc(columns(source, j), columns(target, j))
+    return [area > 0.5 ? 1 - 2 * (area - 0.5) : 1, 0]
   })
 
 /** The probability that a value of the first list is larger than one of the second; ties count half. */
 export function areaUnderRoc(high: Float64Array, low: Float64Array): number {
-  const all = [...[...high].map((v) => ({ v, first: true })), ...[...low].map((v) => ({ v, first: false }))].sort((a, b) => a.v - b.v)
-  let ranks = 0
-  for (let i = 0; i < all.length; ) {
-    let end = i
-    while (end < all.length && all[end]?.v === all[i]?.v) end++
-    const rank = (i + 1 + end) / 2
-    for (let k = i; k < end; k++) if (all[k]?.first) ranks += rank
-    i = end
-  }
-  return (ranks - (high.length * (high.length + 1)) / 2) / (high.length * low.length)
+  const scores = Float64Array.of(...high, ...low)
+  return auroc(
+    ascending(scores),
+    scores,
+    Uint8Array.from(scores, (_, i) => (i < high.length ? 1 : 0)),
+  )
 }
 
 /** The closed forms by the name in a record. */

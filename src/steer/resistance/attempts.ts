@@ -1,5 +1,7 @@
 /** @file Attempts of an answer, and rates over answers: how often a model starts again, and how often that helps. */
+
 import { UsageError } from '../../base/errors.ts'
+import { meanOf } from '../../base/numbers.ts'
 
 /** Phrases by which people and models say that they start again, lower case. With their commas, since recipes say “Wait ten minutes”. */
 export const restartPhrases: readonly string[] = [
@@ -126,14 +128,13 @@ export function resistanceRates(answers: readonly (readonly number[])[]): Resist
   const several = scored.filter((s) => s.length > 1)
   const change = (s: readonly number[]) => (s.at(-1) as number) - (s[0] as number)
   const better = several.filter((s) => change(s) > 0)
-  const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / values.length
   return {
     answers: scored.length,
     dropped: answers.length - scored.length,
     multiAttempt: wilson(several.length, scored.length),
     resistance: wilson(better.length, scored.length),
     improvement: wilson(better.length, several.length),
-    firstScore: mean(scored.map((s) => s[0] as number)),
-    change: mean(several.map(change)),
+    firstScore: meanOf(scored.map((s) => s[0] as number)),
+    change: meanOf(several.map(change)),
   }
 }

@@ -1,5 +1,7 @@
 /** @file Off-topic detectors: neurons or latents that are active where an answer does not belong to its question; taking them out, and random ones like them. */
+
 import { UsageError } from '../../base/errors.ts'
+import { meanOf } from '../../base/numbers.ts'
 import type { WorkOptions } from '../../base/progress.ts'
 import { RandomStream } from '../../nn/index.ts'
 import { ascending, auroc } from '../../probe/metrics.ts'
@@ -66,7 +68,6 @@ export async function findDetectors(model: Model, options: DetectorOptions): Pro
   const own = await pooledFeatures(model.plain, matched, options)
   const other = await pooledFeatures(model.plain, mismatched, options)
   const positive = Uint8Array.from([...mismatched.map(() => 1), ...matched.map(() => 0)])
-  const meanOf = (values: readonly number[]) => values.reduce((s, v) => s + v, 0) / values.length
   const found: { detector: Detector; effect: number }[] = []
   for (const [k, source] of sources.entries()) {
     const [a, b] = [own[k] as Pooled, other[k] as Pooled]

@@ -1,5 +1,7 @@
 /** @file A judge without a language model's help: likeness of an attempt to what the model says unsteered. */
+
 import { UsageError } from '../../base/errors.ts'
+import { meanOf } from '../../base/numbers.ts'
 import { ascending, auroc } from '../../probe/metrics.ts'
 import type { Model } from '../../run/index.ts'
 import { restartPhrases, splitAttempts } from './attempts.ts'
@@ -50,11 +52,10 @@ export async function referenceJudge(model: Model, options: ReferenceOptions): P
   }
   const units = known.map((vectors) => vectors.map(unit))
   const cosine = (a: Float32Array, b: Float32Array) => a.reduce((s, x, i) => s + x * (b[i] as number), 0)
-  const mean = (values: readonly number[]) => values.reduce((s, v) => s + v, 0) / values.length
   /** Likeness to a prompt's own references less that to the others'; what is compared is no reference of its own. */
   const likeness = (v: Float32Array, prompt: number) => {
-    const to = (p: number) => mean((units[p] as Float32Array[]).filter((u) => u !== v).map((u) => cosine(u, v)))
-    return to(prompt) - mean(units.flatMap((_, p) => (p === prompt ? [] : [to(p)])))
+    const to = (p: number) => meanOf((units[p] as Float32Array[]).filter((u) => u !== v).map((u) => cosine(u, v)))
+    return to(prompt) - meanOf(units.flatMap((_, p) => (p === prompt ? [] : [to(p)])))
   }
   const own = units.flatMap((vectors, p) => vectors.map((v) => likeness(v, p)))
   const others = units.flatMap((vectors, p) => vectors.map((v) => likeness(v, (p + 1) % units.length)))
