@@ -1,22 +1,10 @@
 /** @file Metrics of patching and attribution: a number for each row, from its logits, as data or as a function. */
+
 import { UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
+import { logProbabilityOf } from '../nn/losses.ts'
 import type { ModelCore } from '../run/core.ts'
-import {
-  exp,
-  gather,
-  gatherElements,
-  input,
-  logSoftmax,
-  mul,
-  neg,
-  softmax,
-  squeeze,
-  sub,
-  sum,
-  type Tensor,
-  unsqueeze,
-} from '../tensor/index.ts'
+import { exp, gather, input, logSoftmax, mul, neg, softmax, squeeze, sub, sum, type Tensor } from '../tensor/index.ts'
 import { int64 } from './patch-graph.ts'
 
 /** A token id, or one for each pair of texts. */
@@ -83,8 +71,7 @@ export const metricKinds: Readonly<Record<MetricKind, KindRow>> = {
     everywhere: true,
     build: (x) => {
       const targets = input(names.targets, 'int64', ['batch', 'pos'])
-      const picked = squeeze(gatherElements(logSoftmax(x), unsqueeze(targets, 2), 2), 2)
-      return neg(sum(mul(picked, input(names.weights, 'float32', [1, 'pos'])), [1]))
+      return neg(sum(mul(logProbabilityOf(x, targets), input(names.weights, 'float32', [1, 'pos'])), [1]))
     },
   },
 }

@@ -63,10 +63,15 @@ export function crossEntropy(logits: Tensor, targets: Tensor, options: CountOpti
   return meanOver(negativeLogLikelihood(logits, classes), mask)
 }
 
+/** Logarithm of the probability that logits [… , class] give to class numbers int64 […]. */
+export function logProbabilityOf(logits: Tensor, classes: Tensor): Tensor {
+  return squeeze(gatherElements(logSoftmax(logits), unsqueeze(classes, -1), -1), -1)
+}
+
 /** Minus the logarithm of the probability of each class. Of a large vocabulary the logits are never there all at once. */
 function negativeLogLikelihood(logits: Tensor, classes: Tensor): Tensor {
   const product = tableProduct(logits)
-  if (!product) return neg(squeeze(gatherElements(logSoftmax(logits), unsqueeze(classes, -1), -1), -1))
+  if (!product) return neg(logProbabilityOf(logits, classes))
   return sub(logSumExpOfProduct(product), sum(mul(product.x, gather(product.table, classes)), [-1]))
 }
 

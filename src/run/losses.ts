@@ -1,23 +1,10 @@
 /** @file What can be differentiated: losses as data, and as functions of a traced run. */
+
 import { UsageError } from '../base/errors.ts'
 import type { NDArray } from '../base/types.ts'
+import { logProbabilityOf } from '../nn/losses.ts'
 import type { SiteInfo, SiteResolver } from '../sites/address.ts'
-import {
-  type Dim,
-  gather,
-  gatherElements,
-  gatherRows,
-  input,
-  logSoftmax,
-  mean,
-  mul,
-  neg,
-  squeeze,
-  sub,
-  sum,
-  type Tensor,
-  unsqueeze,
-} from '../tensor/index.ts'
+import { type Dim, gather, gatherRows, input, mean, mul, neg, sub, sum, type Tensor } from '../tensor/index.ts'
 import { type Batch, fromCaller } from './batch.ts'
 
 /** A run that has not happened yet: what a loss function may look at. */
@@ -61,8 +48,7 @@ const logitOf = (run: TracedRun, name: string) => sum(gather(chosen(run), run.to
 /** How each kind is computed; rows of a batch add up, except that next-token is a mean. */
 const kinds: { readonly [K in Loss['kind']]: (run: TracedRun, loss: Extract<Loss, { kind: K }>) => Tensor } = {
   'next-token': (run) => {
-    const picked = squeeze(gatherElements(logSoftmax(run.logits), unsqueeze(run.targets, 2), 2), 2)
-    return neg(sum(mul(picked, run.targetWeights)))
+    return neg(sum(mul(logProbabilityOf(run.logits, run.targets), run.targetWeights)))
   },
   'mean-square': (run) => sum(mul(mean(mul(run.logits, run.logits), [-1]), run.positionWeights)),
   logit: (run) => logitOf(run, 'token'),

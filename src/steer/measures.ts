@@ -1,24 +1,12 @@
 /** @file What steering does to a model and its text: loss and perplexity, divergence from the unsteered model, entropy, diversity, repetition. */
+
 import { throwIfCancelled, UsageError } from '../base/errors.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { NDArray } from '../base/types.ts'
 import { editedModel, rowFeeds, stackableRows } from '../explore/patch-graph.ts'
+import { logProbabilityOf } from '../nn/losses.ts'
 import type { Model, ModelInput } from '../run/index.ts'
-import {
-  exp,
-  gather,
-  gatherElements,
-  input,
-  logSoftmax,
-  logSumExp,
-  mul,
-  neg,
-  squeeze,
-  sub,
-  sum,
-  type Tensor,
-  unsqueeze,
-} from '../tensor/index.ts'
+import { exp, gather, input, logSoftmax, logSumExp, mul, neg, squeeze, sub, sum, type Tensor } from '../tensor/index.ts'
 
 /** Options of measures that run a model. */
 export interface MeasureOptions extends WorkOptions {
@@ -57,7 +45,7 @@ export async function tokenLosses(model: Model, texts: ModelInput, options: Meas
   const program = await edited.core.compiled(JSON.stringify(['token losses', edited.structure]), () => {
     const { logits } = edited.graph({ taps: [], lastOnly: false })
     const targets = input(targetsInput, 'int64', ['batch', 'pos'])
-    return { [outputs.loss]: neg(squeeze(gatherElements(logSoftmax(logits), unsqueeze(targets, -1), -1), -1)) }
+    return { [outputs.loss]: neg(logProbabilityOf(logits, targets)) }
   })
   const out = new Array<Float32Array>(rows.length)
   let done = 0

@@ -1,28 +1,17 @@
 /** @file Teacher and student: a direction from a model's answer without a hint to the answer that it gives with one, both read after the prompt without (MemCoach, arXiv:2602.21877). */
+
 import { RuntimeFailure, throwIfCancelled, UsageError } from '../base/errors.ts'
 import { sha256 } from '../base/hash.ts'
 import type { WorkOptions } from '../base/progress.ts'
 import type { NDArray } from '../base/types.ts'
 import { batchFeeds, editedModel } from '../explore/patch-graph.ts'
+import { logProbabilityOf } from '../nn/index.ts'
 import { checkInput } from '../run/batch.ts'
 import type { Model, ModelInput } from '../run/index.ts'
 import { stackedImages } from '../run/inputs.ts'
 import { versions } from '../run/versions.ts'
 import { sequenceOf } from '../sites/address.ts'
-import {
-  gatherElements,
-  input,
-  logSoftmax,
-  matmul,
-  mul,
-  neg,
-  reshape,
-  sqrt,
-  squeeze,
-  sum,
-  type Tensor,
-  unsqueeze,
-} from '../tensor/index.ts'
+import { input, matmul, mul, neg, reshape, sqrt, squeeze, sum, type Tensor, unsqueeze } from '../tensor/index.ts'
 import { canonicalJson, recordEdits } from './record.ts'
 import { differences, meanRow, type Rows } from './rows.ts'
 import { noDirection, SteeringVector, widthOf } from './vector.ts'
@@ -257,7 +246,7 @@ export async function answerLosses(
   const program = await edited.core.compiled(JSON.stringify(['answer losses', edited.structure]), () => {
     const { logits } = edited.graph({ taps: [], lastOnly: false })
     const targets = input(inputs.targets, 'int64', ['batch', 'pos'])
-    return { loss: neg(squeeze(gatherElements(logSoftmax(logits), unsqueeze(targets, -1), -1), -1)) }
+    return { loss: neg(logProbabilityOf(logits, targets)) }
   })
   const out: Float32Array[] = []
   for (const { part, whole } of passes(turns, closing, batchSize)) {
