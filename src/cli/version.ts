@@ -1,7 +1,7 @@
 /** @file Versions and folders of this installation. */
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import { getRuntime } from '../tensor/index.ts'
+import { versions as recordedVersions } from '../run/versions.ts'
 
 /** The root of the package: of the clone, or of the installed package. The same from `src/cli` and from `dist/cli`. */
 export const packageRoot = fileURLToPath(new URL('../../', import.meta.url))
@@ -13,5 +13,5 @@ export function ownVersion(): string {
 
 /** Versions that a record names. */
 export async function versions(): Promise<{ actlens: string; runtime: string; node: string }> {
-  return { actlens: ownVersion(), runtime: (await getRuntime()).version, node: process.version }
+  return { ...(await recordedVersions()), node: process.version }
 }

@@ -1,6 +1,6 @@
 /** @file What a repeat is given: its seed, models, cached steps, and a place for progress. */
 import { existsSync } from 'node:fs'
-import { readFile } from 'node:fs/promises'
+import { readFile, rm } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { throwIfCancelled } from '../base/errors.ts'
 import { homeFolders, makeFolder, writeFileWhole } from '../base/files.ts'
@@ -46,7 +46,6 @@ export class Study {
   readonly onProgress: OnProgress | undefined
   private readonly options: StudyOptions
   private readonly open = new Map<string, Promise<Model>>()
-  private readonly names = new Set<string>()
 
   constructor(options: StudyOptions) {
     this.options = options
@@ -124,7 +123,6 @@ export class Study {
         ...(report ? { onProgress: (p) => report({ ...p, task: `${name}: ${p.task}` }) } : {}),
       })
       await saveDecoder(folder, trained)
-      const { rm } = await import('node:fs/promises')
       await rm(half, { recursive: true, force: true })
     }
     return this.opened(folder)
@@ -147,9 +145,7 @@ export class Study {
     const { revision, seed, quick } = this.options
     const model = this.options.model ?? null
     const digest = await sha256(canonicalJson({ name, inputs, revision, seed, quick, model }))
-    const key = `${name.replace(/[^\w]+/g, '-').toLowerCase()}-${digest.slice(0, 16)}`
-    this.names.add(key)
-    return key
+    return `${name.replace(/[^\w]+/g, '-').toLowerCase()}-${digest.slice(0, 16)}`
   }
 
   /** Frees the models. */
@@ -167,8 +163,7 @@ export class Study {
 export const studyFolder = (slug: string): string => join(homeFolders().cache, 'papers', slug)
 
 async function write(path: string, text: string): Promise<void> {
-  const folder = dirname(path)
-  await makeFolder(folder)
+  await makeFolder(dirname(path))
   await writeFileWhole(path, text)
 }
 

@@ -128,12 +128,12 @@ export class AffineMaps {
   /** Edits that apply the maps to prompt and generated tokens alike: `model.with(maps.edits())`. Sites with the identity have none. */
   edits(options: { readonly where?: Where } = {}): DataEdit[] {
     const { where } = options
-    const edits = [...this.maps]
-      .filter(([site]) => (this.support.bySite.get(site)?.changed ?? 0) > 0)
+    const { bySite } = this.support
+    return [...this.maps]
+      .filter(([site]) => (bySite.get(site)?.changed ?? 0) > 0)
       .map(([site, { scale, shift }]) =>
         affine(site, { scale: Float32Array.from(scale), shift: Float32Array.from(shift) }, where ? { where } : {}),
       )
-    return edits
   }
 
   /**
