@@ -6,7 +6,7 @@ import { encodeSafetensors } from '../src/models/formats/index.ts'
 import { tinyLlama, tinyTensors } from '../src/run/testing.ts'
 import { artifacts, browser, type OpenStudio, openStudio, skipped } from './tools/studio-browser.ts'
 
-const corpus = Array.from({ length: 1500 }, (_, i) => `the ${'abcdefg'[i % 7]} dog went to the ${'xyz'[i % 3]} park`).join('\n')
+const corpus = Array.from({ length: 6000 }, (_, i) => `the ${'abcdefg'[i % 7]} dog went to the ${'xyz'[i % 3]} park`).join('\n')
 
 describe.skipIf(!browser)(`the room Capture in a browser${skipped}`, () => {
   let studio: OpenStudio
