@@ -82,3 +82,15 @@ export interface Paper {
 
 /** A record with its parts checked by the compiler. */
 export const definePaper = (paper: Paper): Paper => paper
+
+/** What a family of papers is called. */
+export const paperFamilies: Readonly<Record<Paper['family'], string>> = {
+  steer: 'Steering',
+  attack: 'Attack and defence',
+  read: 'Reading activations',
+  decompose: 'Decomposition',
+  compress: 'Compression',
+  transfer: 'Transfer between models',
+  train: 'Training',
+  vision: 'Vision',
+}

@@ -1,6 +1,6 @@
 /** @file The report of a reproduction: one HTML file that opens offline, pictures inside. */
 import { drawFigure } from '../plot/index.ts'
-import type { Cell, Paper, Table } from './paper.ts'
+import { type Cell, type Paper, paperFamilies, type Table } from './paper.ts'
 import type { PaperResult } from './run.ts'
 import { round } from './verdict.ts'
 
@@ -8,7 +8,7 @@ import { round } from './verdict.ts'
 export function reportOf(paper: Paper, result: PaperResult): string {
   const { verdict } = result
   const body = [
-    `<header><p class="kind">${html(kinds[paper.family])}</p><h1>${html(paper.title)}</h1>`,
+    `<header><p class="kind">${html(paperFamilies[paper.family])}</p><h1>${html(paper.title)}</h1>`,
     `<p class="by">${html(paper.authors)} · ${source(paper.source)}</p>`,
     `<p class="question">${html(paper.question)}</p></header>`,
     result.quick ? '<p class="quick">This is a quick run: a smoke test with one seed and small numbers. It proves nothing.</p>' : '',
@@ -30,17 +30,6 @@ export function reportOf(paper: Paper, result: PaperResult): string {
 <title>${html(paper.slug)} — ${verdict}</title><style>${style}</style></head>
 <body><main>${body.filter((b) => b).join('\n')}</main></body></html>
 `
-}
-
-const kinds: Readonly<Record<Paper['family'], string>> = {
-  steer: 'Steering',
-  attack: 'Attack and defence',
-  read: 'Reading activations',
-  decompose: 'Decomposition',
-  compress: 'Compression',
-  transfer: 'Transfer between models',
-  train: 'Training',
-  vision: 'Vision',
 }
 
 const html = (text: string): string =>

@@ -42,6 +42,16 @@ export function svgFile(width: number, height: number, background: string, conte
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${w}" height="${h}" viewBox="0 0 ${w} ${h}"><rect width="100%" height="100%" fill="${background}"/>${content}</svg>`
 }
 
+/** An SVG on the page as a file of its own, on a background. */
+export function svgOf(root: SVGSVGElement, background: string): string {
+  const copy = root.cloneNode(true) as SVGSVGElement
+  copy.setAttribute('xmlns', 'http://www.w3.org/2000/svg')
+  const back = document.createElementNS('http://www.w3.org/2000/svg', 'rect')
+  for (const [name, value] of Object.entries({ width: '100%', height: '100%', fill: background })) back.setAttribute(name, value)
+  copy.prepend(back)
+  return copy.outerHTML
+}
+
 /** The words of an element as SVG, where and how they stand on the page: for text that is set by the browser. */
 export function textAsSvg(root: HTMLElement): string {
   const frame = root.getBoundingClientRect()

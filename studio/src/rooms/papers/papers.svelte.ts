@@ -6,18 +6,6 @@ import type { Failure } from '../../lib/live.svelte.ts'
 /** Milliseconds between two looks. */
 const lookAfter = { running: 400, quiet: 4000 }
 
-/** What a family of papers is called. */
-export const families: Readonly<Record<PaperRow['family'], string>> = {
-  steer: 'Steering',
-  attack: 'Attack and defence',
-  read: 'Reading activations',
-  decompose: 'Decomposition',
-  compress: 'Compression',
-  transfer: 'Transfer between models',
-  train: 'Training',
-  vision: 'Vision',
-}
-
 /** Whether a run goes on. */
 export const isRunning = (job: PaperJob | undefined) => job?.state === 'running' || job?.state === 'waiting'
 
