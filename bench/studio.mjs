@@ -1,34 +1,22 @@
 /** @file The studio in Chromium on the embedded model: `node bench/studio.mjs`. Needs a build (`npm run build`) and Chromium, named in CHROMIUM where it is not found. */
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { chromium } from 'playwright-core'
 import { startServer } from '../dist/server/index.js'
+import { chromiumFlags, chromiumPath } from '../scripts/tools/chromium.mjs'
 import { machine } from './lib.mjs'
 
-const executablePath = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(
-  (p) => p !== undefined && existsSync(p),
-)
-if (!executablePath) {
+if (!chromiumPath) {
   console.error('There is no Chromium here; install it, or name it in CHROMIUM.')
   process.exit(1)
 }
-const args = [
-  '--headless',
-  '--no-sandbox',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-]
 const rounds = 7
 const folder = mkdtempSync(join(tmpdir(), 'actlens-studio-bench-'))
 const server = await startServer({ model: 'embedded', port: 0, threads: 2, captures: join(folder, 'captures') })
 const context = await chromium.launchPersistentContext(join(folder, 'profile'), {
-  executablePath,
-  args,
+  executablePath: chromiumPath,
+  args: chromiumFlags,
   viewport: { width: 1440, height: 900 },
 })
 const page = context.pages()[0]

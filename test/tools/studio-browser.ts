@@ -1,10 +1,11 @@
 /** @file The built studio in a real Chromium, with a server of a tiny model; for tests. */
-import { existsSync, mkdirSync } from 'node:fs'
+import { mkdirSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { BrowserContext, Page } from 'playwright-core'
+import { chromiumFlags, chromiumPath } from '../../scripts/tools/chromium.mjs'
 import { load } from '../../src/run/index.ts'
 import { type RunningServer, type ServerOptions, startServer } from '../../src/server/index.ts'
 import type { LoadModel } from '../../src/server/registry.ts'
@@ -13,28 +14,12 @@ import { tinyReader } from '../../src/server/testing.ts'
 const root = fileURLToPath(new URL('../..', import.meta.url))
 /** Where screenshots go; ignored by git. */
 export const artifacts = join(root, 'artifacts')
-const places = [
-  process.env.CHROMIUM,
-  '/usr/bin/chromium',
-  '/usr/bin/chromium-browser',
-  '/usr/bin/google-chrome',
-  '/usr/bin/google-chrome-stable',
-]
 /** The browser of this machine, if there is one. */
-export const browser = places.find((p) => p !== undefined && existsSync(p))
+export const browser = chromiumPath
 /** What a suite says where there is none. */
 export const skipped = browser ? '' : ' (skipped: no Chromium found; install it, or name it in CHROMIUM)'
-/** How it is started: without a screen, and asking nothing of the network by itself. */
-export const flags = [
-  '--headless',
-  '--no-sandbox',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-]
+/** How it is started. */
+export const flags = chromiumFlags
 
 /** A page that is open on a server. */
 export interface OpenStudio {
